@@ -1,0 +1,65 @@
+"""Waiting that burns no core: test, sleep, back off; and give up at a deadline that names who is late.
+
+A blocking MPI wait spins. With more ranks than cores it takes the cores from the ranks that train, so every wait that
+can last as long as training polls instead.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from fedmpi.errors import RankFailure, WireError
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How to wait: first and longest sleep between two looks, and the deadline, all in seconds."""
+
+    first: float = 50e-6
+    longest: float = 5e-3
+    deadline: float = 7200.0
+
+    def until(self, done: Callable[[], bool], what: str) -> None:
+        """Return once ``done()`` holds; raise ``RankFailure`` naming ``what`` at the deadline. *Not collective.*"""
+        pause, end = self.first, time.monotonic() + self.deadline
+        while not done():
+            if time.monotonic() > end:
+                message = f"no answer within {self.deadline:g} s: {what} (comm.deadline_s sets the limit)"
+                raise RankFailure(message)
+            time.sleep(pause)
+            pause = min(2 * pause, self.longest)
+
+    def wait(self, request: MPI.Request, what: str) -> None:
+        """Return once ``request`` is complete. *Not collective.*"""
+        self.until(request.Test, what)
+
+    def wait_all(self, requests: list[MPI.Request], what: str) -> None:
+        """Return once all ``requests`` are complete, and empty the list. *Not collective.*"""
+        self.until(lambda: MPI.Request.Testall(requests), what)
+        requests.clear()
+
+    def receive_bytes(self, comm: MPI.Intracomm, source: int, limit: int, what: str) -> NDArray[np.uint8]:
+        """Receive the next message from ``source``, of unknown length; refuse more than ``limit`` bytes unread.
+
+        *Not collective.* The length is known before memory is taken for it.
+        """
+        status, found = MPI.Status(), []
+
+        def arrived() -> bool:
+            message = comm.Improbe(source, 0, status)
+            if message is not None:
+                found.append(message)
+            return bool(found)
+
+        self.until(arrived, what)
+        size = status.Get_count(MPI.BYTE)
+        if size > limit:
+            message = f"{what}: {size} bytes announced, at most {limit} fit the layout"
+            raise WireError(message)
+        data = np.empty(size, np.uint8)
+        self.wait(found[0].Irecv([data, MPI.BYTE]), what)
+        return data
