@@ -1,0 +1,60 @@
+"""The meter: what was handed to MPI, message by message, at the server's end (which is one end of every message)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class Direction(IntEnum):
+    """Where a message goes and what for; the values are part of the run file."""
+
+    DOWN = 0  # the personalized model
+    UP = 1  # the update
+    REQUEST = 2  # a client's word on its received model (CRR stage 2): keep it, or recover
+    RECOVER = 3  # values that a recovering client had pruned
+    EVALUATE = 4  # the whole global model, for measuring only; no method pays for it
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One message: its sections in bytes, and the time that it took at the server.
+
+    ``dense`` is what the same message would have cost without pruning: all values, no mask. ``start`` is seconds since
+    the round began; ``seconds`` runs from the first byte posted to the last one done, waiting included.
+    """
+
+    round: int
+    client: int
+    direction: Direction
+    header: int
+    mask: int
+    values: int
+    buffers: int
+    scalars: int
+    dense: int
+    mask_mode: int
+    start: float
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        """All bytes of the message."""
+        return self.header + self.mask + self.values + self.buffers + self.scalars
+
+
+@dataclass
+class Meter:
+    """Collects the messages of one round and the bytes of everything that is not a message."""
+
+    messages: list[Traffic] = field(default_factory=list)
+    control: int = 0
+
+    def add(self, messages: Iterable[Traffic]) -> None:
+        """Note messages. *Not collective.*"""
+        self.messages.extend(messages)
+
+    def take(self) -> tuple[list[Traffic], int]:
+        """Return what was noted since the last call, and forget it. *Not collective.*"""
+        noted, control = self.messages, self.control
+        self.messages, self.control = [], 0
+        return noted, control
