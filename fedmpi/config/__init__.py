@@ -1,0 +1,47 @@
+"""The description of a run: frozen models of every key, loading with all mistakes at once, digest, reference page.
+
+A run description is a YAML file of sections and keys; every key has a default, a unit and a source where it is declared
+(``data.py``, ``training.py``, ``method.py``, ``system.py``), and docs/configuration.md is generated from them.
+"""
+
+from fedmpi.config.data import DataConfig, SyntheticConfig
+from fedmpi.config.load import builtin_config_dir, builtin_names, load_config
+from fedmpi.config.method import CrrConfig, KlawConfig, KllConfig, KlpwaConfig, PrawConfig, PruningConfig, SasConfig
+from fedmpi.config.model import RunConfig, to_yaml
+from fedmpi.config.system import CommConfig, ComputeConfig, EvaluationConfig, RecordConfig, RunSection
+from fedmpi.config.training import (
+    AugmentConfig,
+    ClusteringConfig,
+    FederationConfig,
+    LocalConfig,
+    LossConfig,
+    ModelConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "ClusteringConfig",
+    "CommConfig",
+    "ComputeConfig",
+    "CrrConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "FederationConfig",
+    "KlawConfig",
+    "KllConfig",
+    "KlpwaConfig",
+    "LocalConfig",
+    "LossConfig",
+    "ModelConfig",
+    "PrawConfig",
+    "PruningConfig",
+    "RecordConfig",
+    "RunConfig",
+    "RunSection",
+    "SasConfig",
+    "SyntheticConfig",
+    "builtin_config_dir",
+    "builtin_names",
+    "load_config",
+    "to_yaml",
+]

@@ -1,0 +1,91 @@
+"""A run, completely described."""
+
+import hashlib
+import json
+from typing import Any
+
+import yaml
+
+from fedmpi.config.advice import cautions
+from fedmpi.config.base import Section
+from fedmpi.config.data import DataConfig
+from fedmpi.config.method import (
+    CrrConfig,
+    KlawConfig,
+    KllConfig,
+    KlpwaConfig,
+    PrawConfig,
+    PruningConfig,
+    SasConfig,
+)
+from fedmpi.config.system import CommConfig, ComputeConfig, EvaluationConfig, RecordConfig, RunSection
+from fedmpi.config.training import ClusteringConfig, FederationConfig, LocalConfig, LossConfig, ModelConfig
+
+
+class RunConfig(Section):
+    """All sections of a run; every key has a default, the sum of which is the paper's run on embedded data."""
+
+    run: RunSection = RunSection()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    federation: FederationConfig = FederationConfig()
+    local: LocalConfig = LocalConfig()
+    clustering: ClusteringConfig = ClusteringConfig()
+    loss: LossConfig = LossConfig()
+    kll: KllConfig = KllConfig()
+    klaw: KlawConfig = KlawConfig()
+    praw: PrawConfig = PrawConfig()
+    klpwa: KlpwaConfig = KlpwaConfig()
+    sas: SasConfig = SasConfig()
+    pruning: PruningConfig = PruningConfig()
+    crr: CrrConfig = CrrConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    compute: ComputeConfig = ComputeConfig()
+    comm: CommConfig = CommConfig()
+    record: RecordConfig = RecordConfig()
+
+    def digest(self) -> str:
+        """Return the sha256, as 64 hex digits, of every key that can change results or what the ranks exchange.
+
+        Left out are the keys declared ``output_only`` (``run.name``, ``record.flush_rounds``): they only decide where
+        and when output is written. The content of the data and weight files does not enter, only their paths.
+        """
+        content = _without_output_only(self)
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return one line per setting that is allowed but probably not meant, or that a report must mention."""
+        return tuple(cautions(self))
+
+
+def _without_output_only(section: Section) -> dict[str, Any]:
+    """Return a section as JSON values without the keys that only concern output."""
+    content = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        extra = field.json_schema_extra
+        if isinstance(value, Section):
+            content[name] = _without_output_only(value)
+        elif isinstance(extra, dict) and extra["output_only"]:
+            del content[name]
+    return content
+
+
+class _Dumper(yaml.SafeDumper):
+    """Sections as blocks, lists in one line."""
+
+
+def _flow_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.SequenceNode:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+
+
+_Dumper.add_representer(list, _flow_list)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the whole run description as YAML, sections and keys in order; it loads back to an equal object."""
+    content = config.model_dump(mode="json")
+    return yaml.dump(
+        content, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=2**20
+    )

@@ -1,0 +1,161 @@
+"""How the run is carried out and looked at: ``run``, ``evaluation``, ``compute``, ``comm``, ``record``."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from fedmpi.config.base import Number, Problem, Section, Switch, Text, Whole, key
+
+
+class RunSection(Section):
+    """The run as a whole."""
+
+    name: Text = key(
+        "fedklpr",
+        "Name of the run; its folder is `runs/<name>-<time>`. Letters, digits, `.`, `_`, `-`; at most 64.",
+        source="fedmpi",
+        output_only=True,
+    )
+    seed: Whole = key(
+        0,
+        "Seed of every random draw: weights, embedded people, splits, sampling, augmentation.",
+        source="fedmpi",
+        ge=0,
+        le=2**63 - 1,
+    )
+    deterministic: Switch = key(
+        default=True,
+        "Use deterministic algorithms, so that a repeated run on the same machine is bit-identical. "
+        "false may be faster on a GPU.",
+        source="fedmpi",
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the name, which becomes part of a folder name."""
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", self.name):
+            yield (
+                "name",
+                f"must be 1 to 64 letters, digits, '.', '_' or '-', not starting with '.' or '-', got '{self.name}'",
+            )
+
+
+class EvaluationConfig(Section):
+    """Retrieval on the clients' query and gallery images."""
+
+    every: Whole = key(
+        1,
+        "Evaluate after every this many rounds. The untrained model and the last round are always evaluated.",
+        source="fedmpi",
+        unit="rounds",
+        ge=1,
+    )
+    global_model: Switch = key(
+        default=True, "Evaluate the global model on every client too, beside each client's personalized one.", source="fedmpi"
+    )
+    ranks: Annotated[tuple[Whole, ...], "list"] = key(
+        (1, 5, 10), "Ranks at which CMC is reported; increasing, with 1 first.", source="FedCAPR code", unit="rank"
+    )
+    batch_size: Whole = key(
+        128, "Images per batch without gradients: evaluation, clustering, probes.", source="fedmpi", unit="images", ge=1
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the order; rank-1 is in every table."""
+        ranks = list(self.ranks)
+        if not ranks or ranks[0] != 1 or ranks != sorted(set(ranks)):
+            yield "ranks", f"must increase and start with 1, got {ranks}"
+
+
+class ComputeConfig(Section):
+    """Devices, threads and number formats."""
+
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto",
+        "auto = a GPU where one is visible, else the CPU; cuda = a GPU or an error, never silently the CPU. "
+        "The server computes on the CPU.",
+        source="fedmpi",
+    )
+    threads: Whole = key(
+        1,
+        "CPU threads of the numeric libraries per client. Fixed rather than measured, because their number changes "
+        "the last bits of results.",
+        source="fedmpi",
+        unit="threads",
+        ge=1,
+        le=1024,
+    )
+    precision: Literal["float32", "bf16", "fp16"] = key(
+        "float32", "bf16, fp16 = mixed precision in the forward pass; on a GPU only.", source="fedmpi"
+    )
+    require_exclusive_gpu: Switch = key(default=False, "Make two clients on one GPU an error, not a warning.", source="fedmpi")
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that nothing asks for a GPU beside ``device: cpu``."""
+        if self.device == "cpu" and self.precision != "float32":
+            yield "precision", f"{self.precision} needs a GPU, but compute.device is cpu"
+        if self.device == "cpu" and self.require_exclusive_gpu:
+            yield "require_exclusive_gpu", "needs a GPU, but compute.device is cpu"
+
+
+class CommConfig(Section):
+    """Messages between the ranks."""
+
+    segment_mb: Number = key(
+        1.0,
+        "Size of the pieces in which a message travels and is merged.",
+        source="fedmpi",
+        unit="MB (1e6 byte)",
+        gt=0.0,
+        le=2000.0,
+    )
+    deadline_s: Number = key(
+        7200.0,
+        "Longest wait for another rank before the run fails with its name. Set it above the longest local training.",
+        source="fedmpi",
+        unit="s",
+        gt=0.0,
+        le=1e7,
+    )
+    poll_min_us: Whole = key(
+        50, "Shortest sleep between two looks for a message.", source="fedmpi", unit="us", ge=1, le=10_000_000
+    )
+    poll_max_us: Whole = key(
+        5000,
+        "Longest such sleep; waiting ranks leave their core to training ones.",
+        source="fedmpi",
+        unit="us",
+        ge=1,
+        le=10_000_000,
+    )
+    bad_update: Literal["error", "skip"] = key(
+        "error",
+        "An update whose norm is not finite or too large: error = stop; skip = merge without its client.",
+        source="fedmpi",
+    )
+    norm_limit: Number = key(
+        100.0,
+        "Norm of an update, as multiple of the clients' median, above which it is bad.",
+        source="fedmpi",
+        unit="factor",
+        gt=1.0,
+        le=1e12,
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that the back-off grows."""
+        if self.poll_max_us < self.poll_min_us:
+            yield "poll_max_us", f"must be at least comm.poll_min_us = {self.poll_min_us}, got {self.poll_max_us}"
+
+
+class RecordConfig(Section):
+    """The run file."""
+
+    flush_rounds: Whole = key(
+        1,
+        "Rounds after which the run file is committed to disk; a crash loses fewer than this many.",
+        source="fedmpi",
+        unit="rounds",
+        ge=1,
+        output_only=True,
+    )
+    layers: Switch = key(default=True, "Record the density of every layer of every client.", source="fedmpi")
