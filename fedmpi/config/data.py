@@ -95,7 +95,7 @@ class DataConfig(Section):
     )
     labels: Switch = key(
         default=False,
-        "Train on the true identities instead of clusters. false = unsupervised, as in FedCAPR and FedKLPR.",
+        description="Train on the true identities instead of clusters. false = unsupervised, as in FedCAPR and FedKLPR.",
         source="FedCAPR code",
     )
     max_bad_share: Number = key(

@@ -10,7 +10,7 @@ _UNREAD = "the paper's body could not be read"
 class KllConfig(Section):
     """KLL: KL divergence to the model received this round, added to the local loss."""
 
-    enabled: Switch = key(default=True, "Switch for ablation.", source="FedKLPR v1")
+    enabled: Switch = key(default=True, description="Switch for ablation.", source="FedKLPR v1")
     weight: Number = key(
         0.13,
         "Weight lambda of the KL term.",
@@ -43,7 +43,9 @@ class KllConfig(Section):
 class KlawConfig(Section):
     """KLAW: aggregation weight from the KL divergence between a client's model after and before local training."""
 
-    enabled: Switch = key(default=True, "Switch for ablation; off = equal KLAW factors.", source="FedKLPR v1")
+    enabled: Switch = key(
+        default=True, description="Switch for ablation; off = equal KLAW factors.", source="FedKLPR v1"
+    )
     sign: Literal["gain", "alignment"] = key(
         "gain",
         "gain = a client whose model moved more weighs more; alignment = exp(-KL), one that moved less weighs more.",
@@ -64,7 +66,9 @@ class KlawConfig(Section):
 class PrawConfig(Section):
     """PRAW: aggregation weight from the pruned share p of a client."""
 
-    enabled: Switch = key(default=True, "Switch for ablation; off = equal PRAW factors.", source="FedKLPR v1")
+    enabled: Switch = key(
+        default=True, description="Switch for ablation; off = equal PRAW factors.", source="FedKLPR v1"
+    )
     rule: Literal["inverse_density", "pruned", "kept"] = key(
         "inverse_density",
         "inverse_density = 1/(1 - p); pruned = p, equal when nobody has pruned; kept = 1 - p.",
@@ -95,7 +99,7 @@ class SasConfig(Section):
 
     enabled: Switch = key(
         default=True,
-        "Average every weight over the clients that keep it. false = a pruned weight counts as zero in a plain mean.",
+        description="Average every weight over the clients that keep it. false = a pruned weight counts as zero in a plain mean.",
         source="FedKLPR v1",
     )
 
@@ -132,7 +136,9 @@ class PruningConfig(Section):
 class CrrConfig(Section):
     """CRR: accept a pruning step only if the client's probe holds, recover when the merged model has lost."""
 
-    enabled: Switch = key(default=True, "Switch for ablation; off = every pruning step is accepted.", source="FedKLPR v1")
+    enabled: Switch = key(
+        default=True, description="Switch for ablation; off = every pruning step is accepted.", source="FedKLPR v1"
+    )
     probe: Literal["pseudo", "loss", "test"] = key(
         "pseudo",
         "What is measured: pseudo = retrieval mAP on held-out training images with this round's clusters as truth; "

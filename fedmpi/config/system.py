@@ -25,7 +25,7 @@ class RunSection(Section):
     )
     deterministic: Switch = key(
         default=True,
-        "Use deterministic algorithms, so that a repeated run on the same machine is bit-identical. "
+        description="Use deterministic algorithms, so that a repeated run on the same machine is bit-identical. "
         "false may be faster on a GPU.",
         source="fedmpi",
     )
@@ -50,7 +50,9 @@ class EvaluationConfig(Section):
         ge=1,
     )
     global_model: Switch = key(
-        default=True, "Evaluate the global model on every client too, beside each client's personalized one.", source="fedmpi"
+        default=True,
+        description="Evaluate the global model on every client too, beside each client's personalized one.",
+        source="fedmpi",
     )
     ranks: Annotated[tuple[Whole, ...], "list"] = key(
         (1, 5, 10), "Ranks at which CMC is reported; increasing, with 1 first.", source="FedCAPR code", unit="rank"
@@ -87,7 +89,9 @@ class ComputeConfig(Section):
     precision: Literal["float32", "bf16", "fp16"] = key(
         "float32", "bf16, fp16 = mixed precision in the forward pass; on a GPU only.", source="fedmpi"
     )
-    require_exclusive_gpu: Switch = key(default=False, "Make two clients on one GPU an error, not a warning.", source="fedmpi")
+    require_exclusive_gpu: Switch = key(
+        default=False, description="Make two clients on one GPU an error, not a warning.", source="fedmpi"
+    )
 
     def problems(self) -> Iterator[Problem]:
         """Check that nothing asks for a GPU beside ``device: cpu``."""
@@ -158,4 +162,6 @@ class RecordConfig(Section):
         ge=1,
         output_only=True,
     )
-    layers: Switch = key(default=True, "Record the density of every layer of every client.", source="fedmpi")
+    layers: Switch = key(
+        default=True, description="Record the density of every layer of every client.", source="fedmpi"
+    )

@@ -30,7 +30,7 @@ class ModelConfig(Section):
     )
     stem_relu: Switch = key(
         default=True,
-        "Keep the ReLU between the stem's batch norm and max pooling. FedCAPR's network has none (false).",
+        description="Keep the ReLU between the stem's batch norm and max pooling. FedCAPR's network has none (false).",
         source="[choice] torchvision's stem",
     )
 
