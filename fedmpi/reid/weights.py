@@ -1,0 +1,111 @@
+"""Backbone weights from a local file; nothing is ever downloaded, and no pickled code is run.
+
+Two formats are read: safetensors, and PyTorch files through ``torch.load(weights_only=True)`` (tensors and plain
+containers only), holding a state dict or a dict with one under ``state_dict``. The prefixes that training codes put
+before torchvision's names are stripped, and the ImageNet classifier (``fc``) is ignored.
+"""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from fedmpi.errors import DataError
+
+_PREFIXES = ("module.", "backbone.", "base.")
+_WHERE = (
+    "nothing is downloaded; fetch the file of torchvision's ResNet50_Weights.IMAGENET1K_V1 "
+    "(https://download.pytorch.org/models/resnet50-0676ba61.pth; resnet34-b627a593.pth, resnet18-f37072fd.pth) "
+    "and give its path as model.weights"
+)
+
+
+def load_weights(module: nn.Module, path: Path) -> str:
+    """Load a file into ``module`` in place.
+
+    The file must hold every parameter and floating-point buffer of ``module`` in its shape, and nothing else apart from
+    the classifier. Values are converted to the module's dtype.
+
+    Returns
+    -------
+    The sha256 of the file's bytes, in hexadecimal; the bytes hashed are the bytes loaded.
+
+    Raises
+    ------
+    DataError
+        When the file is missing or unreadable, or a tensor is missing, unknown, of another shape or not finite.
+        ``module`` is then unchanged.
+    """
+    content = _read(path)
+    state = _strip(_tensors(content, path))
+    wanted = module.state_dict()
+    mistakes = _mistakes(state, wanted)
+    if mistakes:
+        message = f"{path}: does not fit the model: {'; '.join(mistakes)}"
+        raise DataError(message)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            if name in state:
+                tensor.copy_(state[name])
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        message = f"{path}: no such weight file: {_WHERE}"
+        raise DataError(message) from None
+    except OSError as error:
+        message = f"{path}: cannot be read ({error.strerror}): {_WHERE}"
+        raise DataError(message) from error
+
+
+def _tensors(content: bytes, path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(content)
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        message = f"{path}: not a readable weight file ({reason[0]}): expected safetensors or a PyTorch state dict"
+        raise DataError(message) from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        message = f"{path}: holds no state dict of tensors, neither at its top nor under 'state_dict'"
+        raise DataError(message)
+    return dict(state)
+
+
+def _strip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state without known prefixes and without the classifier."""
+    stripped = {}
+    for name, tensor in state.items():
+        short = name
+        while short.startswith(_PREFIXES):
+            short = short.split(".", 1)[1]
+        if not short.startswith("fc."):
+            stripped[short] = tensor
+    return stripped
+
+
+def _mistakes(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+    mistakes = [
+        f"{name}{list(tensor.shape)} is missing"
+        for name, tensor in wanted.items()
+        if name not in state and tensor.is_floating_point()  # old files lack the counter num_batches_tracked
+    ]
+    for name, tensor in state.items():
+        if name not in wanted:
+            mistakes.append(f"{name}{list(tensor.shape)} is unknown to the model")
+        elif tensor.shape != wanted[name].shape:
+            mistakes.append(f"{name}{list(tensor.shape)} should be {list(wanted[name].shape)}")
+        elif not bool(torch.isfinite(tensor).all()):
+            mistakes.append(f"{name}{list(tensor.shape)} is not finite")
+    return mistakes
