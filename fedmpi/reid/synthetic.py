@@ -1,0 +1,220 @@
+"""The embedded data set: eight clients of drawn pedestrians, made in memory from a seed in a few seconds.
+
+The clients mirror the eight Re-ID benchmarks of FedReID (Zhuang et al. 2020) in their numbers of cameras and,
+compressed, in their relative numbers of identities and images, each a domain with clothes, places and light of its own:
+non-IID in size and in style. Nothing is downloaded and nobody real is shown.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from fedmpi.errors import DataError
+from fedmpi.reid.images import ClientData, ImageList, MemoryPixels
+from fedmpi.reid.people import draw_person
+from fedmpi.reid.profiles import PROFILES
+from fedmpi.reid.scene import draw_camera, shoot
+from fedmpi.seeding import Stream, generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from fedmpi.config import DataConfig
+    from fedmpi.reid.people import Person
+    from fedmpi.reid.profiles import Profile
+    from fedmpi.reid.scene import Camera
+
+SUBSETS = ("train_all", "query", "gallery")
+
+
+NAMES = tuple(PROFILES)
+
+LOOKS, CAMERA, PRESENCE, SHOT = range(4)
+"""What a generator of the stream is for; the `round` of its address."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One image to draw: who, where, and in which subset."""
+
+    subset: str
+    pid: int
+    camid: int
+    shot: int
+
+
+def draw_client(data: DataConfig, seed: int, name: str) -> ClientData:
+    """Draw all images of client `name` (one of `NAMES`) in memory.
+
+    Parameters
+    ----------
+    data
+        Gives height, width and `synthetic` (factors of the numbers of identities and images, difficulty).
+    seed
+        Seed of the run; the client's index in `NAMES` makes its draws independent of the other clients.
+    """
+    slots = plan_client(data, seed, name)
+    pixels = _draw(data, seed, name, slots)
+    lists = []
+    for subset in SUBSETS:
+        chosen = [i for i, slot in enumerate(slots) if slot.subset == subset]
+        lists.append(
+            ImageList(
+                pids=np.array([slots[i].pid for i in chosen], dtype=np.int64),
+                camids=np.array([slots[i].camid for i in chosen], dtype=np.int64),
+                pixels=MemoryPixels(
+                    pixels[chosen], tuple(f"{name}/{subset}/{file_name(name, slots[i])}" for i in chosen)
+                ),
+            )
+        )
+    return ClientData(name, *lists)
+
+
+def _draw(data: DataConfig, seed: int, name: str, slots: list[Slot]) -> NDArray[np.uint8]:
+    client, profile = NAMES.index(name), PROFILES[name]
+    difficulty = float(data.synthetic.difficulty)
+
+    def stream(kind: int, step: int) -> np.random.Generator:
+        return generator(seed, Stream.SYNTHETIC, client=client, round=kind, step=step)
+
+    cameras: dict[int, Camera] = {
+        number: draw_camera(stream(CAMERA, number), profile.domain, number, difficulty)
+        for number in range(1, profile.cameras + 1)
+    }
+    people: dict[int, Person] = {
+        pid: draw_person(stream(LOOKS, pid), profile.domain.wardrobe) for pid in sorted({slot.pid for slot in slots})
+    }
+    pixels = np.empty((len(slots), data.height, data.width, 3), dtype=np.uint8)
+    for image, slot in zip(pixels, slots, strict=True):
+        rng = stream(SHOT, slot.pid * 10_000 + slot.camid * 100 + slot.shot)
+        image[:] = shoot(rng, people[slot.pid], cameras[slot.camid], data.height, data.width)
+    return pixels
+
+
+def plan_client(data: DataConfig, seed: int, name: str) -> list[Slot]:
+    """Return the images of client `name` in the order of their files: by subset, identity, camera, shot.
+
+    Identities are numbered from 1: first those of training, then those of query and gallery, then those that are
+    only in the gallery. A test identity has one query in each of two of its cameras.
+    """
+    profile = PROFILES[name]
+    factor = float(data.synthetic.identities)
+    train, test = (max(2, round(factor * number)) for number in (profile.train, profile.test))
+    extra = round(factor * profile.extra)
+    slots: list[Slot] = []
+    for pid in range(1, train + test + extra + 1):
+        rng = generator(seed, Stream.SYNTHETIC, client=NAMES.index(name), round=PRESENCE, step=pid)
+        seen = _presence(rng, profile, float(data.synthetic.images))
+        if pid <= train:
+            slots += [Slot("train_all", pid, camid, shot) for camid, shots in seen for shot in range(shots)]
+        else:
+            slots += _test_slots(pid, seen, only_gallery=pid > train + test)
+    return sorted(slots, key=lambda slot: (SUBSETS.index(slot.subset), slot.pid, slot.camid, slot.shot))
+
+
+def _presence(rng: np.random.Generator, profile: Profile, factor: float) -> list[tuple[int, int]]:
+    """Return (camera, number of images) for the cameras that see one identity."""
+    views = int(rng.integers(profile.views[0], profile.views[1] + 1))
+    cameras = np.sort(rng.permutation(profile.cameras)[:views] + 1)
+    shots = rng.integers(profile.shots[0], profile.shots[1] + 1, size=views)
+    return [
+        (int(camera), min(99, max(1, round(factor * int(count))))) for camera, count in zip(cameras, shots, strict=True)
+    ]
+
+
+def _test_slots(pid: int, seen: list[tuple[int, int]], *, only_gallery: bool) -> list[Slot]:
+    queries = [] if only_gallery else [Slot("query", pid, camid, 0) for camid, _ in seen[:2]]
+    start = {slot.camid: 1 for slot in queries}
+    return queries + [
+        Slot("gallery", pid, camid, shot)
+        for camid, shots in seen
+        for shot in range(start.get(camid, 0), shots + start.get(camid, 0))
+    ]
+
+
+def file_name(name: str, slot: Slot) -> str:
+    """Return the name of an image of client `name` in the processed layout; it encodes the camera."""
+    if PROFILES[name].long_names:
+        return f"{slot.pid:04d}_c{slot.camid}s1_{slot.shot:06d}_00.png"
+    return f"cam_{slot.camid}_{slot.pid:05d}_{slot.shot:05d}.png"
+
+
+def write_tree(root: Path, data: DataConfig, seed: int, progress: Callable[[str, int], None] | None = None) -> int:
+    """Write the embedded data as PNG files in the processed layout; training from them equals training from memory.
+
+    Parameters
+    ----------
+    root
+        A new or empty folder; gets ``<client>/pytorch/{train_all,query,gallery}/<identity>/<image>.png``.
+    data
+        As for `draw_client`; `data.clients` selects clients.
+    progress
+        Called with client and number of images after each client.
+
+    Returns
+    -------
+    int
+        Number of images written.
+
+    Raises
+    ------
+    DataError
+        `root` is a file or a folder that is not empty, or cannot be written.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise DataError(f"{root}: exists and is not an empty folder; name a new one, nothing is overwritten")
+    total = 0
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for name in selected(tuple(data.clients)):
+            count = _write_client(root, draw_client(data, seed, name))
+            total += count
+            if progress is not None:
+                progress(name, count)
+    except OSError as error:
+        raise DataError(f"{root}: cannot write the images: {error.strerror or error}") from error
+    return total
+
+
+def _write_client(root: Path, client: ClientData) -> int:
+    """Write one client next to its place and move it there when it is whole; return the number of images."""
+    partial = Path(tempfile.mkdtemp(prefix=f".{client.name}-", dir=root))
+    try:
+        count = sum(_write_image(partial, image, label, pid) for image, label, pid in _images(client))
+        partial.chmod(0o755)
+        partial.rename(root / client.name)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return count
+
+
+def _images(client: ClientData) -> Iterator[tuple[NDArray[np.uint8], str, int]]:
+    for images in (client.train, client.query, client.gallery):
+        for i in range(len(images)):
+            yield images.pixels.read(i), images.pixels.name(i), int(images.pids[i])
+
+
+def _write_image(folder: Path, image: NDArray[np.uint8], label: str, pid: int) -> int:
+    _, subset, file = label.split("/")
+    target = folder / "pytorch" / subset / f"{pid:05d}"
+    target.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(target / file)
+    return 1
+
+
+def selected(clients: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the embedded clients that a run uses: `clients` in their order, or all eight."""
+    unknown = [name for name in clients if name not in NAMES]
+    if unknown:
+        raise DataError(f"data.clients: no embedded client {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    return clients or NAMES
