@@ -1,0 +1,29 @@
+"""What travels between server and clients: flat vector and layout, masks and their coding, messages, the kernels.
+
+No MPI here, and nothing of training: :mod:`fedmpi.comm` moves what this room makes, :mod:`fedmpi.federated` decides
+what it means. The wire format is specified in docs/wire-format.md.
+"""
+
+from fedmpi.sparse.checksum import Checksum, values_checksum
+from fedmpi.sparse.layout import Layout, LayoutTensor
+from fedmpi.sparse.mask import Mask
+from fedmpi.sparse.mask_codec import MaskMode, decode_mask, encode_mask
+from fedmpi.sparse.message import (
+    HEADER_SIZE,
+    Flag,
+    Head,
+    Kind,
+    MaskOutOfStepError,
+    SectionSizes,
+    ValueCoding,
+    decode_head,
+    encode_head,
+    head_bound,
+    peek,
+)
+
+__all__ = [
+    "HEADER_SIZE", "Checksum", "Flag", "Head", "Kind", "Layout", "LayoutTensor", "Mask", "MaskMode",
+    "MaskOutOfStepError", "SectionSizes", "ValueCoding", "decode_head", "decode_mask", "encode_head", "encode_mask",
+    "head_bound", "peek", "values_checksum",
+]  # fmt: skip

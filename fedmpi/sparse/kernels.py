@@ -1,0 +1,160 @@
+"""Pack, expand and merge: the arithmetic of an exchange, by the fastest implementation that this machine has.
+
+Every implementation gives the same bits. ``FEDMPI_KERNELS=native`` or ``portable`` forces one.
+
+A range ``lo <= i < hi`` of the flat vector starts at a multiple of 64 and ends at one or at the vector's end. Dense
+arrays may be the whole vector (float32[N]) or just the range (float32[hi - lo]); values are those of the range.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import ConfigError, WireError
+from fedmpi.sparse import kernels_portable
+from fedmpi.sparse.mask import Mask
+
+__all__ = ["active", "expand", "merge_range", "pack"]
+
+Values = NDArray[np.float32]
+Words = NDArray[np.uint64]
+
+
+def active() -> str:
+    """Return which implementation is in use: ``native (avx512)``, ``native (scalar)`` or ``portable``."""
+    module = _implementation()
+    return "portable" if module is kernels_portable else f"native ({module.level()})"
+
+
+def pack(theta: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: Values | None = None) -> Values:
+    """Return the kept entries of a range, float32[count], in ``out`` if given.
+
+    Raises
+    ------
+    WireError
+        An array does not fit the range.
+    """
+    hi, words = _range(mask, lo, hi)
+    dense = _dense(theta, "theta", mask, lo, hi)
+    count = mask.count(lo, hi)
+    out = np.empty(count, np.float32) if out is None else _fit(out, "out", count)
+    _implementation().pack(dense, words, out)
+    return out
+
+
+def expand(values: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: Values | None = None) -> Values:
+    """Return the range with ``values`` (float32[count]) at the kept entries and zeros elsewhere, in ``out`` if given.
+
+    Raises
+    ------
+    WireError
+        An array does not fit the range.
+    """
+    hi, words = _range(mask, lo, hi)
+    _fit(values, "values", mask.count(lo, hi))
+    target = np.empty(hi - lo, np.float32) if out is None else _dense(out, "out", mask, lo, hi)
+    _implementation().expand(values, words, target)
+    return target if out is None else out
+
+
+def merge_range(  # noqa: PLR0917  the range and its target are named like those of pack and expand
+    old: Values,
+    values: Sequence[Values],
+    masks: Sequence[Mask],
+    weights: Values,
+    lo: int = 0,
+    hi: int | None = None,
+    out: Values | None = None,
+    *,
+    skip_pruned: bool,
+) -> Values:
+    """Return the weighted mean of K clients over a range, in ``out`` if given (which may be ``old``).
+
+    Parameters
+    ----------
+    old
+        The global vector before: it stays where no client kept the entry, or where the holders' weights are all 0.
+    values
+        For each client the values of the range, float32[count_k].
+    masks
+        For each client the whole mask; holders are decided by it, never by a value.
+    weights : float32[K]
+        Finite and not negative.
+    skip_pruned
+        True is the sparsity-aware mean, sum_k w_k m_k v_k / sum_k w_k m_k per entry. False counts pruned entries as 0
+        with their client's full weight: sum_k w_k m_k v_k / sum_k w_k.
+
+    Notes
+    -----
+    float32 throughout; both sums run in client order, each term multiplied and then added (no fused operation), so any
+    division into ranges gives the same bits. NaN and infinite values pass into the result and are never hidden.
+
+    Raises
+    ------
+    WireError
+        No clients, an array that does not fit the range, weights that are negative or not finite, or, when pruned
+        entries count as 0, weights that are all 0.
+    """
+    if not masks or len(values) != len(masks):
+        raise WireError(
+            f"a merge needs as many masks as value arrays and at least one, got {len(masks)}, {len(values)}"
+        )
+    _check_weights(weights, len(masks), skip_pruned=skip_pruned)
+    hi, _ = _range(masks[0], lo, hi)
+    words = [_range(mask, lo, hi)[1] for mask in masks]
+    for client, (part, mask) in enumerate(zip(values, masks, strict=True)):
+        if mask.size != masks[0].size:
+            raise WireError(f"mask {client} has {mask.size} entries, mask 0 has {masks[0].size}")
+        _fit(part, f"values of client {client}", mask.count(lo, hi))
+    target = np.empty(hi - lo, np.float32) if out is None else _dense(out, "out", masks[0], lo, hi)
+    dense = _dense(old, "old", masks[0], lo, hi)
+    _implementation().merge(dense, list(values), words, weights, target, skip_pruned=skip_pruned)
+    return target if out is None else out
+
+
+@cache
+def _implementation() -> ModuleType:
+    wanted = os.environ.get("FEDMPI_KERNELS", "")
+    if wanted not in ("", "native", "portable"):
+        raise ConfigError(f"FEDMPI_KERNELS={wanted!r} is unknown: unset it, or use native or portable")
+    if wanted == "portable":
+        return kernels_portable
+    try:
+        return import_module("fedmpi.sparse._native")  # optional: built only where a compiler was found
+    except ImportError as error:
+        if wanted == "native":
+            raise ConfigError(f"FEDMPI_KERNELS=native, but the extension is not built here: {error}") from error
+        return kernels_portable
+
+
+def _range(mask: Mask, lo: int, hi: int | None) -> tuple[int, Words]:
+    hi = mask.size if hi is None else hi
+    if not 0 <= lo <= hi <= mask.size or lo % 64 or (hi % 64 and hi != mask.size):
+        raise WireError(f"range {lo}:{hi} of {mask.size} entries: both ends are multiples of 64 or the vector's end")
+    return hi, mask.words[lo // 64 : (hi + 63) // 64]
+
+
+def _dense(array: Values, name: str, mask: Mask, lo: int, hi: int) -> Values:
+    if array.size == mask.size != hi - lo:
+        array = array[lo:hi]
+    return _fit(array, name, hi - lo)
+
+
+def _fit(array: Values, name: str, size: int) -> Values:
+    if array.dtype != np.float32 or array.shape != (size,) or not array.flags.c_contiguous:
+        found = f"{array.dtype}{list(array.shape)}"
+        raise WireError(f"{name} is {found}, the range needs a contiguous float32[{size}]")
+    return array
+
+
+def _check_weights(weights: Values, clients: int, *, skip_pruned: bool) -> None:
+    _fit(weights, "weights", clients)
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise WireError(f"weights {weights.tolist()} are not all finite and >= 0")
+    if not skip_pruned and not weights.any():
+        raise WireError("weights are all 0 and pruned entries count: there is no mean")

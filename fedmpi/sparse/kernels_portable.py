@@ -1,0 +1,81 @@
+"""The kernels in NumPy: what runs where the compiled extension is missing.
+
+Blocks of entries small enough to stay in cache, so temporary memory does not grow with N. The arithmetic (order of
+clients, float32, multiply then add) is that of the compiled kernels bit for bit.
+
+Each function sees one range of the flat vector: dense arrays of n entries and the uint64 words of their mask bits.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["expand", "merge", "pack"]
+
+Values = NDArray[np.float32]
+Words = NDArray[np.uint64]
+
+BLOCK = 1 << 15  # entries; four float32 blocks and a block of positions fit a 1 MB cache
+
+
+def pack(dense: Values, words: Words, out: Values) -> None:
+    """Write the kept entries of ``dense`` (float32[n]) to ``out`` (float32[count])."""
+    end = 0
+    for block, index in _blocks(words, dense.size):
+        np.take(dense[block], index, out=out[end : end + index.size], mode="clip")  # in range; "raise" would buffer
+        end += index.size
+
+
+def expand(values: Values, words: Words, out: Values) -> None:
+    """Write ``values`` (float32[count]) to their places in ``out`` (float32[n]) and zeros elsewhere."""
+    end = 0
+    for block, index in _blocks(words, out.size):
+        part = out[block]
+        part.fill(0)
+        part[index] = values[end : end + index.size]
+        end += index.size
+
+
+def merge(
+    old: Values, values: Sequence[Values], words: Sequence[Words], weights: Values, out: Values, *, skip_pruned: bool
+) -> None:
+    """Write the weighted mean of the clients to ``out``; see :func:`fedmpi.sparse.kernels.merge_range`."""
+    clients = [_Client(v, w, old.size) for v, w in zip(values, words, strict=True)]
+    with np.errstate(all="ignore"):  # non-finite values pass through and are the caller's to refuse
+        for lo in range(0, old.size, BLOCK):
+            size = min(BLOCK, old.size - lo)
+            numerator = np.zeros(size, np.float32)
+            denominator = np.zeros(size, np.float32)
+            held = np.zeros(size, np.bool_)
+            for client, weight in zip(clients, weights, strict=True):
+                index, block_values = client.next_block()
+                numerator[index] += weight * block_values
+                denominator[index if skip_pruned else slice(None)] += weight
+                held[index] = True
+            np.logical_and(held, denominator != 0, out=held) if skip_pruned else held.fill(np.True_)
+            merged = np.where(held, numerator / denominator, old[lo : lo + size])
+            out[lo : lo + size] = merged
+
+
+class _Client:
+    """One client's values, handed out block by block."""
+
+    def __init__(self, values: Values, words: Words, size: int) -> None:
+        self._values = values
+        self._blocks = _blocks(words, size)
+        self._end = 0
+
+    def next_block(self) -> tuple[NDArray[np.intp], Values]:
+        """Return the kept positions within the next block, and their values."""
+        _, index = next(self._blocks)
+        start, self._end = self._end, self._end + index.size
+        return index, self._values[start : self._end]
+
+
+def _blocks(words: Words, size: int) -> Iterator[tuple[slice, NDArray[np.intp]]]:
+    """Yield each block's place and the kept positions within it."""
+    bitmap = words.view(np.uint8)
+    for lo in range(0, size, BLOCK):
+        bits = np.unpackbits(bitmap[lo // 8 : (lo + BLOCK) // 8], bitorder="little")
+        yield slice(lo, min(lo + BLOCK, size)), np.flatnonzero(bits.view(np.bool_))
