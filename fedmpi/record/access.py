@@ -13,25 +13,39 @@ RUN_FILE: Final = "run.h5"
 
 
 def open_checked(path: Path) -> h5py.File:
-    """Open a run file for reading, without locks, at any moment of its life.
+    """Open a run file for reading at any moment of its life.
 
     Raises
     ------
     SchemaError
         If there is no file, if it is not a whole HDF5 file, not a run file, or of a newer major schema version.
     """
-    try:
-        file = h5py.File(path, "r", locking=False)
-    except FileNotFoundError:
-        raise SchemaError(f"{path}: no such run file") from None
-    except (OSError, RuntimeError) as error:
-        raise SchemaError(f"{path}: not a whole HDF5 file ({error})") from error
+    file = _open(path)
     try:
         _check(file, path)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _open(path: Path) -> h5py.File:
+    """Open as HDF5, with the library's own locking if it can be had.
+
+    A second handle in one process must ask for the same locking as the first: that is none beside our writer, and the
+    library's own beside xarray or plain h5py. The writer locks nothing, so neither ever waits.
+    """
+    try:
+        try:
+            return h5py.File(path, "r")
+        except OSError as error:
+            if "lock" not in str(error):
+                raise
+        return h5py.File(path, "r", locking=False)
+    except FileNotFoundError:
+        raise SchemaError(f"{path}: no such run file") from None
+    except (OSError, RuntimeError) as error:
+        raise SchemaError(f"{path}: not a whole HDF5 file ({error})") from error
 
 
 def _check(file: h5py.File, path: Path) -> None:
@@ -71,9 +85,3 @@ def names(file: h5py.File) -> tuple[tuple[str, ...], tuple[str, ...]]:
     clients = file["clients/client"].asstr()[...]
     layers = file["layers/layer"].asstr()[...] if "layers" in file else ()
     return tuple(clients), tuple(layers)
-
-
-def root_text(file: h5py.File, name: str) -> str:
-    """Return one of the root's fixed-size texts (``status``, ``error``, ``created``, ``stopped``)."""
-    value = file.attrs[name]
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -14,9 +14,9 @@ from typing import Any, Final
 import h5py
 import numpy as np
 
-from fedmpi.errors import SchemaError
 from fedmpi.record import schema
 from fedmpi.record.messages import DIRECTIONS, MASK_MODES, MESSAGE_COLUMNS, MESSAGE_DTYPE
+from fedmpi.record.texts import TEXT, build_root_texts
 
 COMMITTED: Final = "committed_rounds"
 TABLE: Final = "messages/table"
@@ -27,12 +27,6 @@ _BLOCK_ROUNDS: Final = 256
 _BLOCK_BYTES: Final = 128 << 20
 _PACKED_CHUNK_BYTES: Final = 512 << 10
 _MESSAGES_PER_CLIENT: Final = 3
-_TEXT: Final = h5py.string_dtype("utf-8")
-STATUS_BYTES: Final = 16
-ERROR_BYTES: Final = 2048
-TIME_BYTES: Final = 32
-
-Provenance = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +74,7 @@ def build(path: Path, clients: Sequence[str], layers: Sequence[str], form: Form)
     major, minor = schema.SCHEMA_VERSION
     file.attrs.update({"schema": schema.SCHEMA_NAME, "schema_version": f"{major}.{minor}", "NX_class": "NXroot"})
     file.attrs.update({"default": "clients", COMMITTED: np.int64(0)})
-    for name, size in {
-        "status": STATUS_BYTES,
-        "error": ERROR_BYTES,
-        "created": TIME_BYTES,
-        "stopped": TIME_BYTES,
-    }.items():
-        file.attrs.create(name, b"", dtype=h5py.string_dtype("utf-8", size))
+    build_root_texts(file)
     names = {"client": clients, "layer": layers}
     for group, variables in schema.GROUPS.items():
         if group != "layers" or layers:
@@ -107,7 +95,6 @@ def _build_group(
     for variable in variables:
         dataset = _build_variable(group, variable, {dim: len(names[dim]) for dim in dims if dim in names}, form)
         for axis, dim in enumerate(variable.dims):
-            dataset.dims[axis].label = dim
             dataset.dims[axis].attach_scale(group[dim])
 
 
@@ -117,7 +104,7 @@ def _build_scale(group: h5py.Group, dim: str, labels: Sequence[str] | None, form
         scale = _growing(group, dim, (), np.dtype("<i8"), fill=-1, form=form)
         words = {"units": "1", "long_name": "round number, from 0"}
     else:
-        scale = group.create_dataset(dim, data=list(labels), dtype=_TEXT)
+        scale = group.create_dataset(dim, data=list(labels), dtype=TEXT)
         words = {"units": "1", "long_name": f"{dim} name"}
     scale.attrs.update(words)
     scale.make_scale(dim)
@@ -164,18 +151,6 @@ def _build_messages(file: h5py.File, form: Form) -> None:
         table.attrs.update({f"unit_{name}": unit, f"about_{name}": text})
     table.attrs["directions"] = "; ".join(f"{name}: {text}" for name, text in DIRECTIONS.items())
     table.attrs["mask_modes"] = "; ".join(f"{name}: {text}" for name, text in MASK_MODES.items())
-
-
-def write_provenance(group: h5py.Group, provenance: Provenance) -> None:
-    """Store each item as a dataset of text: a scalar, or a list; SchemaError for anything that is not text."""
-    group.attrs["NX_class"] = "NXcollection"
-    for name, value in provenance.items():
-        items = [value] if isinstance(value, str) else list(value)
-        if not all(isinstance(item, str) for item in items):
-            raise SchemaError(f"provenance {name!r} must be a text or a list of texts, not {value!r}")
-        data = value if isinstance(value, str) else np.array(items, dtype=object)
-        dataset = group.create_dataset(name, data=data, dtype=_TEXT)
-        dataset.attrs.update({"units": "1", "long_name": name.replace("_", " ")})
 
 
 def per_round(file: h5py.File) -> dict[str, h5py.Dataset]:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from fedmpi.errors import SchemaError
 from fedmpi.record import frames, layout
-from fedmpi.record.access import RUN_FILE, names, open_checked, progress, root_text
+from fedmpi.record.access import RUN_FILE, names, open_checked, progress
+from fedmpi.record.texts import read_provenance, root_text
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -106,14 +107,14 @@ class Run:
     @property
     def provenance(self) -> dict[str, str | list[str]]:
         """Texts, or lists of texts, of the process that began the run."""
-        return _texts(self._file["provenance"])
+        return read_provenance(self._file["provenance"])
 
     @property
     def resumes(self) -> list[dict[str, str | list[str]]]:
         """The same of every process that resumed it, in order, with ``after_rounds``."""
         group = self._file["provenance"]
         count = sum(isinstance(item, h5py.Group) for item in group.values())
-        return [_texts(group[f"resume_{number}"]) for number in range(1, count + 1)]
+        return [read_provenance(group[f"resume_{number}"]) for number in range(1, count + 1)]
 
     def names(self) -> list[str]:
         """Return the full names (``clients/density``) of all variables and coordinates, ``messages/table`` included."""
@@ -157,7 +158,9 @@ class Run:
 
     def dims(self, name: str) -> tuple[str, ...]:
         """Return the names of a variable's dimensions."""
-        return tuple(dim.label or dim[0].name.rsplit("/")[-1] for dim in self._dataset(name).dims)
+        dataset = self._dataset(name)
+        scales = [dataset] if dataset.is_scale else [dim[0] for dim in dataset.dims if len(dim)]
+        return tuple(str(scale.name).rsplit("/", 1)[-1] for scale in scales)
 
     def to_xarray(self, group: str = "clients") -> "xr.Dataset":
         """Return a group (``rounds``, ``clients``, ``layers``, ``baseline``) as a labelled dataset with units.
@@ -189,9 +192,3 @@ class Run:
             yield
         except (OSError, RuntimeError, KeyError) as error:
             raise SchemaError(f"{self.path}: {what} is damaged ({error})") from error
-
-
-def _texts(group: h5py.Group) -> dict[str, str | list[str]]:
-    """Read the texts of one provenance group."""
-    items = {name: item.asstr()[()] for name, item in group.items() if isinstance(item, h5py.Dataset)}
-    return {name: value if isinstance(value, str) else list(value) for name, value in items.items()}

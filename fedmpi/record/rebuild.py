@@ -7,12 +7,11 @@ import h5py
 
 from fedmpi.errors import SchemaError
 from fedmpi.record import layout, schema
-from fedmpi.record.access import names, open_checked, progress, root_text, version
+from fedmpi.record.access import names, open_checked, progress, version
 from fedmpi.record.storage import replacing
-from fedmpi.record.working import set_text
+from fedmpi.record.texts import ROOT_TEXTS, Provenance, root_text, set_root_text, write_provenance
 
 _COPY_BYTES: Final = 16 << 20
-_TEXTS: Final = ("status", "error", "created", "stopped")
 
 
 def pack(path: Path) -> None:
@@ -23,7 +22,7 @@ def pack(path: Path) -> None:
             _copy(old, new, rounds, messages)
 
 
-def restart(path: Path, rounds: int, expected: int | None, provenance: layout.Provenance | None) -> None:
+def restart(path: Path, rounds: int, expected: int | None, provenance: Provenance | None) -> None:
     """Bring a run file into working form, cut to its first ``rounds`` rounds, with status ``running``.
 
     ``expected`` rounds are prepared for; ``provenance`` is noted as that of a resuming process.
@@ -41,7 +40,7 @@ def restart(path: Path, rounds: int, expected: int | None, provenance: layout.Pr
         with replacing(path) as scratch, layout.build(scratch, clients, layers, form) as new:
             _copy(old, new, rounds, messages)
             for name, text in {"status": "running", "error": "", "stopped": ""}.items():
-                set_text(new, name, text)
+                set_root_text(new, name, text)
             _note_resume(new["provenance"], rounds, provenance)
 
 
@@ -54,10 +53,10 @@ def _check_resumable(file: h5py.File, path: Path, rounds: int) -> None:
         raise SchemaError(f"{path}: holds {held} committed rounds and cannot be resumed after {rounds}")
 
 
-def _note_resume(group: h5py.Group, rounds: int, provenance: layout.Provenance | None) -> None:
+def _note_resume(group: h5py.Group, rounds: int, provenance: Provenance | None) -> None:
     """Keep the provenance of a resuming process beside the first one's."""
     number = 1 + sum(isinstance(item, h5py.Group) for item in group.values())
-    layout.write_provenance(group.create_group(f"resume_{number}"), {**(provenance or {}), "after_rounds": str(rounds)})
+    write_provenance(group.create_group(f"resume_{number}"), {**(provenance or {}), "after_rounds": str(rounds)})
 
 
 def _copy(old: h5py.File, new: h5py.File, rounds: int, messages: int) -> None:
@@ -72,8 +71,8 @@ def _copy(old: h5py.File, new: h5py.File, rounds: int, messages: int) -> None:
         else:  # a variable that came with a later minor version
             target.resize(rounds, axis=0)
     _copy_rows(old[layout.TABLE], new[layout.TABLE], messages)
-    for name in _TEXTS:
-        set_text(new, name, root_text(old, name))
+    for name in ROOT_TEXTS:
+        set_root_text(new, name, root_text(old, name))
     new.attrs.modify(layout.COMMITTED, rounds)
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fedmpi.record import layout
 from fedmpi.record.access import progress
+from fedmpi.record.texts import set_root_text
 from fedmpi.record.values import Rows
 
 _STRUCTURE_BYTES: Final = 1 << 20
@@ -72,22 +73,15 @@ class WorkingFile:
         self.sync()
 
     def set_texts(self, **texts: str) -> None:
-        """Set the fixed-size texts of the root (``status``, ``error``, ``stopped``), cut to their size."""
+        """Set texts of the root (``status``, ``error``, ``stopped``)."""
         for name, text in texts.items():
-            set_text(self.file, name, text)
+            set_root_text(self.file, name, text)
         self.sync()
 
     def sync(self) -> None:
         """Hand everything to the file system and wait for the disk."""
         self.file.flush()
         os.fsync(self.file.id.get_vfd_handle())
-
-
-def set_text(file: h5py.File, name: str, text: str) -> None:
-    """Set a fixed-size text of the root, as one line of UTF-8, cut between characters; alters no structure."""
-    size = file.attrs.get_id(name).dtype.itemsize
-    line = " ".join(text.split()).encode()[:size].decode(errors="ignore")
-    file.attrs.modify(name, np.array(line.encode(), h5py.string_dtype("utf-8", size)))
 
 
 def _chunk_bytes(dataset: h5py.Dataset) -> int:

@@ -28,8 +28,9 @@ from fedmpi.errors import SchemaError
 from fedmpi.record import layout, rebuild
 from fedmpi.record.access import names
 from fedmpi.record.storage import RecordError, WriterLock, copy_with_room, record_errors, replacing
+from fedmpi.record.texts import Provenance, set_root_text, write_provenance
 from fedmpi.record.values import Rows, Values, baseline_rows, round_rows
-from fedmpi.record.working import WorkingFile, set_text
+from fedmpi.record.working import WorkingFile
 
 _log: Final = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class RunWriter:
         path: str | Path,
         clients: Sequence[str],
         layers: Sequence[str],
-        provenance: layout.Provenance,
+        provenance: Provenance,
         *,
         rounds: int | None = None,
     ) -> "RunWriter":
@@ -91,9 +92,9 @@ class RunWriter:
                 raise SchemaError(f"{path} exists already and is never overwritten; choose another --out or resume it")
             form = layout.Form.working(len(clients), len(layers), rounds)
             with replacing(path) as scratch, layout.build(scratch, clients, layers, form) as file:
-                layout.write_provenance(file.create_group("provenance"), provenance)
-                set_text(file, "status", "running")
-                set_text(file, "created", utc_now())
+                write_provenance(file.create_group("provenance"), provenance)
+                set_root_text(file, "status", "running")
+                set_root_text(file, "created", utc_now())
         return cls(path, lock)
 
     @classmethod
@@ -101,7 +102,7 @@ class RunWriter:
         cls,
         path: str | Path,
         committed_rounds: int,
-        provenance: layout.Provenance | None = None,
+        provenance: Provenance | None = None,
         *,
         rounds: int | None = None,
     ) -> "RunWriter":
