@@ -6,6 +6,7 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 from pydantic.config import JsonDict  # noqa: TC002
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Problem = tuple[str, str]
@@ -76,7 +77,13 @@ def key(
     output_only
         True when the key cannot change results or what ranks exchange; such keys do not enter the digest.
     """
-    extra: JsonDict = {"source": source, "unit": unit, "type_text": type_text, "output_only": output_only}
+    extra: JsonDict = {
+        "source": source,
+        "unit": unit,
+        "type_text": type_text,
+        "bounds": bounds_text(ge=ge, gt=gt, le=le, lt=lt),
+        "output_only": output_only,
+    }
     # A runtime FieldInfo, which pydantic replaces by the default; typed as the default so that mypy checks it.
     field: _T = Field(
         default,
@@ -88,6 +95,33 @@ def key(
         json_schema_extra=extra,
     )
     return field
+
+
+def bounds_text(
+    *, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None
+) -> str:
+    """Return bounds in words: ``between 0 and 1``, ``at least 1``, ``greater than 0 and less than 1``, or nothing."""
+    if ge is not None and le is not None:
+        return f"between {_plain(ge)} and {_plain(le)}"
+    words = {"at least": ge, "greater than": gt, "at most": le, "less than": lt}
+    return " and ".join(f"{word} {_plain(bound)}" for word, bound in words.items() if bound is not None)
+
+
+def _plain(bound: float) -> str:
+    """Write 1.0 as 1: a bound reads the same for whole numbers and others."""
+    return str(int(bound)) if float(bound).is_integer() else str(bound)
+
+
+def note(field: FieldInfo, name: str) -> str:
+    """Return one of the texts that ``key`` was given: ``source``, ``unit``, ``type_text`` or ``bounds``."""
+    extra = field.json_schema_extra
+    return str(extra[name]) if isinstance(extra, dict) else ""
+
+
+def is_output_only(field: FieldInfo) -> bool:
+    """Tell whether a key is left out of the digest."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra["output_only"])
 
 
 class Section(BaseModel):

@@ -12,12 +12,12 @@ from fedmpi.config.base import Number, OptionalPath, Problem, Section, Switch, T
 
 def _ide(value: object) -> object:
     """Accept ``off``, ``auto`` or a mapping of clients to repetitions; False is what YAML 1.1 makes of ``off``."""
-    if value is False or (isinstance(value, str) and value.lower() in {"false", "no"}):
-        return "off"
-    if value in ("off", "auto"):
-        return value
+    words = {"off": "off", "false": "off", "no": "off", "auto": "auto"}
+    word = str(value).lower()
+    if isinstance(value, str | bool) and word in words:
+        return words[word]
     if not isinstance(value, Mapping):
-        raise PydanticCustomError("ide", "must be off, auto or a mapping such as {{viper: 10, ilids: 5}}")
+        raise PydanticCustomError("ide", "must be off, auto or a mapping such as {viper: 10, ilids: 5}")
     for client, times in value.items():
         if not isinstance(times, int) or isinstance(times, bool) or times < 1:
             raise PydanticCustomError(
@@ -68,7 +68,7 @@ class DataConfig(Section):
         "null = the embedded synthetic people. A relative path starts at the working directory, `~` is expanded.",
         source="fedmpi",
     )
-    clients: Annotated[tuple[Text, ...], "list"] = key(
+    clients: tuple[Text, ...] = key(
         (),
         "Client folders below `data.root` (or names of embedded clients), in the order of the client numbers. "
         "Empty = all that are found, sorted by name; all eight embedded ones.",
@@ -95,7 +95,7 @@ class DataConfig(Section):
     )
     labels: Switch = key(
         default=False,
-        description="Train on the true identities instead of clusters. false = unsupervised, as in FedCAPR and FedKLPR.",
+        description="Train on the true identities, not on clusters. false = unsupervised, as in FedCAPR and FedKLPR.",
         source="FedCAPR code",
     )
     max_bad_share: Number = key(
@@ -121,7 +121,7 @@ class DataConfig(Section):
         "(FedCAPR lists ilids 5, cuhk03 2, prid 2, viper 10, cuhk01 5, 3dpes 4; its live configuration has it off).",
         source="FedCAPR code",
         unit="repetitions",
-        type_text="`off` \\| `auto` \\| mapping of client to whole number",
+        type_text="off | auto | mapping of client to whole number",
     )
     synthetic: SyntheticConfig = SyntheticConfig()
 
@@ -133,7 +133,7 @@ class DataConfig(Section):
             if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
                 yield "clients", f"must be folder names below data.root, got '{name}'"
         if self.split is not None and self.root is None:
-            yield "split", "needs data.root, the folder to split; the embedded people are eight clients already"
+            yield "split", "needs data.root, the folder to split; the embedded people are clients already"
         if self.split is not None and len(self.clients) > 1:
             yield "split", f"splits one folder, but data.clients names {len(self.clients)}"
         if isinstance(self.ide, Mapping) and self.clients and self.split is None:

@@ -5,15 +5,16 @@ The scalars follow YAML 1.2: ``1e-3`` is a number, ``off`` and ``no`` are words 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from fedmpi.config.schema import KeyPath, takes_text
+from fedmpi.config.schema import KeyPath, section_at, takes_text
 
+_LONGEST_VALUE = 60
 _INTEGER = re.compile(r"[-+]?[0-9]{1,40}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, object] = {
@@ -46,7 +47,7 @@ class Place:
 
 @dataclass
 class Document:
-    """A mapping as written, with the place of everything in it and the mistakes found so far (place, message)."""
+    """A mapping as written, with the place of everything in it and the lines of the mistakes found so far."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, Place] = field(default_factory=dict)
@@ -128,7 +129,11 @@ class Reader:
                 continue
             first[name] = key_node
             self.document.places[*path, name] = Place(place, self.where(value_node), self.names_key == (*path, name))
-            values[name] = self.read(value_node, (*path, name))
+            value = self.read(value_node, (*path, name))
+            if section_at((*path, name)) is not None and not isinstance(value, dict | None):
+                self._mistake(self.where(value_node), (*path, name), not_a_section(value))
+            elif value is not None or section_at((*path, name)) is None:  # a section may have all keys commented out
+                values[name] = value
         return values
 
     def _refuse_tag(self, node: Node, plain: str) -> None:
@@ -140,11 +145,25 @@ class Reader:
         self.document.mistakes.append(f"{place}: {dotted}: {what}" if dotted else f"{place}: {what}")
 
 
-def syntax_line(error: yaml.YAMLError, source: str) -> str:
-    """Return one line ``file:line:column: what`` for text that is no YAML."""
+def not_a_section(value: object) -> str:
+    """Return what is wrong with a section that is no mapping."""
+    return f"must be a mapping of keys, got {shown(value)}"
+
+
+def shown(value: object) -> str:
+    """Return a value as one would write it in YAML, shortened."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "a mapping" if value else "an empty mapping"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def syntax_problem(error: yaml.YAMLError) -> tuple[str, str]:
+    """Return the place ``:line:column`` (or nothing) and what is wrong there, for text that is no YAML."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "is not YAML")
     if "'\\t'" in problem:
         problem = "a tab cannot start a token; indent with spaces"
-    place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark is not None else source
-    return f"{place}: {problem}"
+    return f":{mark.line + 1}:{mark.column + 1}" if mark is not None else "", problem

@@ -1,5 +1,6 @@
 """Reading run descriptions: files with bases, shipped ones by name, ``--set`` arguments; all mistakes at once."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 import fedmpi
 from fedmpi.config import messages
-from fedmpi.config.document import Document, Place, Reader, compose, syntax_line
+from fedmpi.config.document import Document, Place, Reader, compose, shown, syntax_problem
 from fedmpi.config.model import RunConfig
 from fedmpi.config.overrides import read_overrides
 from fedmpi.config.schema import KeyPath, meant, section_at
@@ -49,8 +50,14 @@ def _validated(document: Document) -> RunConfig:
     except ValidationError as error:
         found += messages.lines(error.errors(include_url=False), document)
     if found:
-        raise ConfigError("\n".join(found))
+        raise ConfigError("\n".join(sorted(found, key=_order)))
     return config
+
+
+def _order(mistake: str) -> tuple[bool, str, int, int]:
+    """Sort the mistakes of files by place; those of ``--set`` follow in their order."""
+    place = re.match(r"(?!--set )(.+?):(\d+):(\d+): ", mistake)
+    return (False, place[1], int(place[2]), int(place[3])) if place else (True, "", 0, 0)
 
 
 def builtin_config_dir() -> Path:
@@ -101,34 +108,41 @@ def _read_file(file: Path, asked_by: tuple[Path, ...]) -> Document:
     try:
         node = compose(_read_text(file))
     except yaml.YAMLError as error:
-        raise ConfigError(syntax_line(error, source)) from error
+        place, what = syntax_problem(error)
+        raise ConfigError(f"{source}{place}: {what}") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: is nested too deeply") from error
     reader = Reader(lambda node: f"{source}:{node.start_mark.line + 1}:{node.start_mark.column + 1}")
-    values = reader.read(node, ()) if node is not None else None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}:1:1: must be a mapping of sections, got {messages.shown(values)}")
+    values = None if node is None else reader.read(node, ())
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{source}: must be a mapping of sections, got {shown(values)}")
     document = reader.document
-    document.values = values
+    document.values = values or {}
     return _on_base(document, file, (*asked_by, file))
 
 
 def _on_base(document: Document, file: Path, chain: tuple[Path, ...]) -> Document:
-    """Return a document laid over the file that its ``base`` names."""
+    """Return a document laid over the file that its ``base`` names; a base that fails is one of its mistakes."""
     name = document.values.pop("base", None)
     place = document.places.pop(("base",), None)
     if name is None or place is None:
         return document
-    if not isinstance(name, str):
-        raise ConfigError(f"{place.value}: base: must be one file name, got {messages.shown(name)}")
-    base = _find(name, file.parent, f"{place.value}: base: ")
-    if any(base.samefile(earlier) for earlier in chain):
-        raise ConfigError(f"{place.value}: base: {name} leads back to itself")
-    below = _read_file(base, chain)
+    try:
+        below = _read_base(name, f"{place.value}: base: ", file.parent, chain)
+    except ConfigError as error:
+        document.mistakes.append(str(error))
+        return document
     _merge(below, document)
     return below
+
+
+def _read_base(name: object, asked_by: str, folder: Path, chain: tuple[Path, ...]) -> Document:
+    if not isinstance(name, str):
+        raise ConfigError(f"{asked_by}must be one file name, got {shown(name)}")
+    base = _find(name, folder, asked_by)
+    if any(base.samefile(earlier) for earlier in chain):
+        raise ConfigError(f"{asked_by}{name} leads back to itself")
+    return _read_file(base, chain)
 
 
 def _merge(below: Document, above: Document) -> None:
@@ -150,13 +164,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any], path: KeyPath) -> dict
     result = dict(below)
     for name, value in above.items():
         here = (*path, name)
-        if section_at(here) is not None and value is None:
-            result.setdefault(name, {})  # a section whose keys are all commented out
-        elif section_at(here) is not None and isinstance(value, dict):
-            old = result.get(name)
-            result[name] = _merged(old if isinstance(old, dict) else {}, value, here)
-        else:
-            result[name] = value
+        result[name] = value if section_at(here) is None else _merged(result.get(name, {}), value, here)
     return result
 
 

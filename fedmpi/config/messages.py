@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from pydantic_core import ErrorDetails
 
-from fedmpi.config.document import Document, Place
-from fedmpi.config.schema import KeyPath, bounds_text, field_at, literals, meant, meant_key, section_at
+from fedmpi.config.base import note
+from fedmpi.config.document import Document, Place, shown
+from fedmpi.config.schema import KeyPath, field_at, literals, meant, meant_key, section_at
 
 _KINDS = {
     "int_type": "must be a whole number",
@@ -14,12 +15,10 @@ _KINDS = {
     "float_type": "must be a number",
     "finite_number": "must be a finite number",
     "string_type": "must be text",
-    "tuple_type": "must be a list, such as [1, 2]",
     "model_type": "must be a mapping of keys",
     "model_attributes_type": "must be a mapping of keys",
 }
 _BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
-_LONGEST_VALUE = 60
 
 
 def lines(errors: Sequence[ErrorDetails], document: Document) -> list[str]:
@@ -63,23 +62,17 @@ def unknown_key(path: KeyPath) -> str:
 
 
 def _what(error: ErrorDetails, path: KeyPath) -> str:
+    """Return what is wrong with the value of a key."""
     kind, value = error["type"], error["input"]
     field = field_at(path)
     if kind == "literal_error" and field is not None:
         valid = [str(choice) for choice in literals(field.annotation)]
         return f"must be one of {', '.join(valid)}, got {shown(value)}{meant(str(value), valid)}"
     if kind in _BOUNDS and field is not None:
-        return f"must be {bounds_text(field)}, got {shown(value)}"
+        return f"must be {note(field, 'bounds')}, got {shown(value)}"
+    if kind == "tuple_type":
+        example = "" if value is None or isinstance(value, Mapping) else f", such as [{value}]"
+        return f"must be a list{example}, got {shown(value)}"
     if kind == "ide_times":
         return error["msg"]
     return f"{_KINDS.get(kind, error['msg'])}, got {shown(value)}"
-
-
-def shown(value: object) -> str:
-    """Return a value as one would write it in YAML, shortened."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, Mapping):
-        return "a mapping" if value else "an empty mapping"
-    text = repr(value)
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."

@@ -55,7 +55,7 @@ class KlawConfig(Section):
     images: Whole = key(
         32,
         "Training images of the fixed batch on which KL is measured (the first ones, test transform).",
-        source="FedCAPR code",
+        source="[choice] after FedCAPR's fixed batch",
         unit="images",
         ge=1,
         le=65_536,
@@ -99,7 +99,8 @@ class SasConfig(Section):
 
     enabled: Switch = key(
         default=True,
-        description="Average every weight over the clients that keep it. false = a pruned weight counts as zero in a plain mean.",
+        description="Average every weight over the clients that keep it. false = a pruned weight counts as zero in a "
+        "plain mean.",
         source="FedKLPR v1",
     )
 
@@ -150,7 +151,7 @@ class CrrConfig(Section):
         0.01,
         "Stage 1: loss of the probe, after pruning against before, up to which the step is accepted.",
         source=f"[choice] {_UNREAD}",
-        unit="probe units (share)",
+        unit="share (0.01 = 1 point)",
         ge=0.0,
         le=1.0,
     )
@@ -158,7 +159,7 @@ class CrrConfig(Section):
         0.01,
         "Stage 2: loss of the probe against the best accepted one up to which the client does not recover.",
         source=f"[choice] {_UNREAD}",
-        unit="probe units (share)",
+        unit="share (0.01 = 1 point)",
         ge=0.0,
         le=1.0,
     )

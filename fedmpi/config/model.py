@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fedmpi.config.advice import cautions
-from fedmpi.config.base import Section
+from fedmpi.config.base import Section, is_output_only
 from fedmpi.config.data import DataConfig
 from fedmpi.config.method import (
     CrrConfig,
@@ -64,10 +64,9 @@ def _without_output_only(section: Section) -> dict[str, Any]:
     content = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        extra = field.json_schema_extra
         if isinstance(value, Section):
             content[name] = _without_output_only(value)
-        elif isinstance(extra, dict) and extra["output_only"]:
+        elif is_output_only(field):
             del content[name]
     return content
 

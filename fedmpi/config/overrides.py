@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import yaml
 from yaml.nodes import CollectionNode
 
-from fedmpi.config.document import Document, Place, Reader, compose, syntax_line
+from fedmpi.config.document import Document, Place, Reader, compose, not_a_section, syntax_problem
 from fedmpi.config.messages import unknown_key
 from fedmpi.config.schema import KeyPath, field_at, section_at, takes_text
 
@@ -30,9 +30,11 @@ def _read(argument: str) -> Document:
     try:
         value = _value(text.strip(), path, reader)
     except yaml.YAMLError as error:
-        return Document(mistakes=[syntax_line(error, source)])
+        return Document(mistakes=[f"{source}: {syntax_problem(error)[1]}"])
     except ValueError as error:
         return Document(mistakes=[f"{source}: {error}"])
+    if section_at(path) is not None and not isinstance(value, dict):
+        return Document(mistakes=[f"{source}: {not_a_section(value)}"])
     return _nested(reader.document, path, value, source)
 
 
@@ -42,12 +44,11 @@ def _is_key(path: KeyPath) -> bool:
 
 def unknown_override(path: KeyPath) -> str:
     """Return what is wrong with a dotted name that is neither a key nor a section."""
-    for length in range(1, len(path) + 1):
-        if section_at(path[:length]) is None:
-            break
-    if field_at(path[:length]) is not None:
-        return f"{'.'.join(map(str, path[:length]))} has no keys below it; set its whole value"
-    return f"{'.'.join(map(str, path[:length]))}: {unknown_key(path[:length])}"
+    length = next(n for n in range(1, len(path) + 1) if section_at(path[:n]) is None)
+    first = ".".join(map(str, path[:length]))
+    if field_at(path) is not None:
+        return f"{first} has no keys below it; set its whole value"
+    return unknown_key(path) if length == len(path) else f"{first}: {unknown_key(path[:length])}"
 
 
 def _value(text: str, path: KeyPath, reader: Reader) -> object:

@@ -1,13 +1,12 @@
 """Looking up keys in the models: which exist, what they take, which one was probably meant."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from fedmpi.config.base import Section
@@ -90,40 +89,21 @@ def literals(annotation: object) -> tuple[Any, ...]:
     return tuple(value for argument in get_args(annotation) for value in literals(argument))
 
 
-def bounds_text(field: FieldInfo) -> str:
-    """Return the bounds of a number in words: ``between 0 and 1``, ``at least 1``; empty when it has none."""
-    ge, gt, le, lt = (_bound(field, kind) for kind in (Ge, Gt, Le, Lt))
-    if ge is not None and le is not None:
-        return f"between {_plain(ge)} and {_plain(le)}"
-    low = f"at least {_plain(ge)}" if ge is not None else f"greater than {_plain(gt)}" if gt is not None else ""
-    high = f"at most {_plain(le)}" if le is not None else f"less than {_plain(lt)}" if lt is not None else ""
-    return " and ".join(part for part in (low, high) if part)
-
-
-def _bound(field: FieldInfo, kind: type[Ge | Gt | Le | Lt]) -> float | None:
-    for item in field.metadata:
-        if isinstance(item, kind):
-            return getattr(item, kind.__name__.lower())  # type: ignore[no-any-return]
-    return None
-
-
-def _plain(bound: float | None) -> str:
-    """Write 1.0 as 1: a bound is the same for whole numbers and others."""
-    return str(int(bound)) if bound is not None and float(bound).is_integer() and abs(bound) < 1e16 else f"{bound}"
-
-
-def meant(word: str, valid: Sequence[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the nearest valid word, or nothing."""
-    near = get_close_matches(word, valid, n=1, cutoff=0.6) or get_close_matches(
-        word.lower(), [name for name in valid if name.lower() != name] or list(valid), n=1, cutoff=0.6
-    )
-    return f"; did you mean '{near[0]}'?" if near else ""
+def meant(word: str, valid: Sequence[str], *, cutoff: float = 0.6) -> str:
+    """Return ``; did you mean 'x'?`` for the nearest valid word in whatever case (the first of equals), or nothing."""
+    likeness = {name: SequenceMatcher(None, word.lower(), name.lower()).ratio() for name in valid}
+    nearest = max(likeness, key=lambda name: likeness[name], default="")
+    return f"; did you mean '{nearest}'?" if likeness.get(nearest, 0.0) >= cutoff else ""
 
 
 def meant_key(path: Sequence[str | int]) -> str:
-    """Return ``; did you mean ...?`` for an unknown key: the same name in another section, else a near one here."""
-    section, dotted = section_at(path[:-1]), ".".join(map(str, path))
-    elsewhere = [key for key in all_keys() if key.endswith((f".{dotted}", f".{path[-1]}"))]
-    if elsewhere:
-        return f"; did you mean {' or '.join(repr(key) for key in elsewhere[:3])}?"
-    return meant(str(path[-1]), list(section.model_fields) if section else [])
+    """Return ``; did you mean ...?`` for an unknown key.
+
+    A very near name in its section wins over the same name in exactly one other section, that over a near name.
+    """
+    section, word = section_at(path[:-1]), str(path[-1])
+    here = list(section.model_fields) if section else []
+    elsewhere = [key for key in all_keys() if key.endswith(f".{word}")]
+    if len(elsewhere) == 1 and not meant(word, here, cutoff=0.8):
+        return f"; did you mean '{elsewhere[0]}'?"
+    return meant(word, here)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Literal
 
 from fedmpi.config.base import Number, Problem, Section, Switch, Text, Whole, key
 
@@ -35,7 +35,7 @@ class RunSection(Section):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", self.name):
             yield (
                 "name",
-                f"must be 1 to 64 letters, digits, '.', '_' or '-', not starting with '.' or '-', got '{self.name}'",
+                f"must be 1 to 64 of letters, digits, '.', '_', '-' without a leading '.' or '-', got '{self.name}'",
             )
 
 
@@ -54,8 +54,8 @@ class EvaluationConfig(Section):
         description="Evaluate the global model on every client too, beside each client's personalized one.",
         source="fedmpi",
     )
-    ranks: Annotated[tuple[Whole, ...], "list"] = key(
-        (1, 5, 10), "Ranks at which CMC is reported; increasing, with 1 first.", source="FedCAPR code", unit="rank"
+    ranks: tuple[Whole, ...] = key(
+        (1, 5, 10), "Ranks at which CMC is reported; increasing, with 1 first.", source="fedmpi", unit="rank"
     )
     batch_size: Whole = key(
         128, "Images per batch without gradients: evaluation, clustering, probes.", source="fedmpi", unit="images", ge=1

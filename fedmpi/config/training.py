@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
 from fedmpi.config.base import Number, OptionalPath, Problem, Section, Switch, Whole, key
 
@@ -125,7 +125,7 @@ class LocalConfig(Section):
         gt=0.0,
         le=1.0,
     )
-    last_round_decay_epochs: Annotated[tuple[Whole, ...], "list"] = key(
+    last_round_decay_epochs: tuple[Whole, ...] = key(
         (20, 40),
         "Local epochs of the last round, numbered from 0, at which the learning rate is multiplied by "
         "`local.last_round_decay`; increasing. Empty = never.",
