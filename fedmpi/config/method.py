@@ -108,6 +108,9 @@ class SasConfig(Section):
 class PruningConfig(Section):
     """Unstructured magnitude pruning of conv and linear weights; batch norms, neck and biases never."""
 
+    enabled: Switch = key(
+        default=True, description="Switch for ablation; off = dense models both ways.", source="FedKLPR v1"
+    )
     step: Number = key(
         0.05,
         "Share of the still-alive weights that one pruning event removes.",
@@ -118,10 +121,10 @@ class PruningConfig(Section):
     )
     target: Number = key(
         0.5,
-        "Pruned share of the prunable weights at which pruning ends. 0 = no pruning at all.",
+        "Pruned share of the prunable weights at which pruning ends.",
         source="[choice] after LotteryFL and Sub-FedAvg",
         unit="share",
-        ge=0.0,
+        gt=0.0,
         lt=1.0,
     )
     scope: Literal["layer", "global"] = key(
