@@ -35,7 +35,7 @@ def _schedule_cautions(config: RunConfig) -> Iterator[str]:
     if config.kll.enabled and config.kll.start_round >= rounds:
         yield f"kll.start_round = {config.kll.start_round} is never reached in {rounds} rounds"
     needed = pruning_rounds(pruning.step, pruning.target)
-    if pruning.target > 0.0 and pruning.start_round + needed > rounds:
+    if pruning.enabled and pruning.start_round + needed > rounds:
         reached = 1.0 - (1.0 - pruning.step) ** max(0, rounds - pruning.start_round)
         yield f"pruning.target = {pruning.target:g} is not reached: at most {reached:.2f} pruned after {rounds} rounds"
     if local.last_round_warmup_epochs >= local.last_round_epochs:

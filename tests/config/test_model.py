@@ -61,6 +61,7 @@ METHOD_DEFAULTS = {
     "praw.rule": "inverse_density",
     "klpwa.mix": "product",
     "sas.enabled": True,
+    "pruning.enabled": True,
     "pruning.step": 0.05,
     "pruning.target": 0.5,
     "pruning.scope": "layer",
@@ -276,7 +277,7 @@ def test_what_deserves_a_word(overrides, start):
     [
         ["crr.probe=test", "crr.enabled=false"],
         ["kll.features=normalized", "kll.temperature=0.05"],
-        ["pruning.target=0", "pruning.start_round=20"],
+        ["pruning.enabled=false", "pruning.start_round=20"],
     ],
 )
 def test_what_deserves_none(overrides):
