@@ -101,10 +101,11 @@ def test_show_without_a_name_is_the_quickstart():
     assert "name: quickstart" in run("show").stdout
 
 
-def test_warnings_go_to_stderr():
-    done = run("show", "--set", "crr.probe=test")
-    assert "note: crr.probe = test" in done.stderr
-    assert "note:" not in done.stdout
+def test_warnings_go_to_stderr(capsys):
+    config_group(["show", "--set", "crr.probe=test"], standalone_mode=False)
+    written = capsys.readouterr()
+    assert "note: crr.probe = test" in written.err
+    assert "note:" not in written.out
 
 
 def test_check_names_the_good_and_all_mistakes_of_the_bad(tmp_path, monkeypatch):
