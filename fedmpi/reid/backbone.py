@@ -68,7 +68,8 @@ def build_backbone(
     stem_relu
         Keep the ReLU after the first convolution, as torchvision does; FedCAPR has none.
     seed
-        Non-negative integer below 2^63 that all random initial values come from. Global generators are left alone.
+        Non-negative integer below 2^63 that all random initial values come from; torch's CPU generator looks at its
+        lowest 32 bits only. Global generators are left alone.
 
     Raises
     ------
