@@ -46,9 +46,7 @@ class ReIDNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map images float32[B, 3, H, W] to un-normalised BN-neck embeddings float32[B, D], also under autocast."""
-        pooled = self.base(images)
-        with torch.autocast(images.device.type, enabled=False):
-            z: torch.Tensor = self.neck(pooled.to(self.neck.weight.dtype))
+        z: torch.Tensor = self.neck(self.base(images).to(self.neck.weight.dtype))
         return z
 
 

@@ -158,7 +158,7 @@ def nearest(rows: torch.Tensor, k: int) -> npt.NDArray[np.int64]:
 def _reciprocal_weights(rows: torch.Tensor, lists: npt.NDArray[np.int64], k1: int) -> sparse.csr_matrix:
     """Return V before query expansion: CSR float32[n, n], rows sum to 1."""
     full = _reciprocal(lists[:, :k1])
-    half = _reciprocal(lists[:, : min(k1, round(k1 / 2) + 1)])
+    half = _reciprocal(lists[:, : round(k1 / 2) + 1])
     common = full.multiply(full @ half.T).tocoo()  # at (i, j) in R(full): how many of R(j, half) are in R(i, full)
     size = np.diff(half.indptr)
     taken = 3 * common.data > 2 * size[common.col]
