@@ -7,7 +7,7 @@ order of arrival nor on the number of ranks.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.scatter import check_values
 from fedmpi.comm.segments import segments
-from fedmpi.comm.traffic import Direction, Meter, Traffic
+from fedmpi.comm.traffic import Meter, Traffic
 from fedmpi.comm.waiting import Patience
-from fedmpi.errors import WireError
-from fedmpi.sparse import Checksum, Head, Kind, Layout, Mask, SectionSizes, decode_head, encode_head, max_head_bytes, merge_range
+from fedmpi.sparse import Checksum, Head, Kind, Layout, Mask, decode_head, encode_head, head_bound, values_checksum
+from fedmpi.sparse.header import Header
+from fedmpi.sparse.kernels import merge_range
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,12 @@ class Reduce:
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
         self._segments = segments(layout.size, segment_bytes)
-        self._limit = max_head_bytes(layout, max_scalars)
-        self._started: dict[int, tuple[float, SectionSizes]] = {}
+        self._limit, self._max_scalars = head_bound(layout, max_scalars), max_scalars
+
+    @property
+    def segments(self) -> int:
+        """In how many ranges values travel."""
+        return len(self._segments)
 
     def heads(
         self,
@@ -65,38 +70,56 @@ class Reduce:
         round: int,
         outgoing: Mapping[int, tuple[Head, Mask]],
         known: Mapping[int, Known],
-    ) -> dict[int, tuple[Head, SectionSizes]]:
+        *,
+        since: float,
+    ) -> dict[int, Head]:
         """*Collective*. Bring one head of every client to the server.
 
         ``outgoing`` holds head and previous mask of each hosted client; ``known`` (server only) what it remembers of
-        every client. Returns the heads in client order on the server, nothing elsewhere.
+        every client. Returns the heads in client order on the server, nothing elsewhere. ``since`` is the clock at the
+        start of the round.
 
         Raises
         ------
         WireError
             On the server, when a head does not fit layout, round, sender or mask epoch.
         """
+        start = time.perf_counter()
         encoded = {c: encode_head(head, self._layout, previous) for c, (head, previous) in sorted(outgoing.items())}
         if not self._ranks.is_server:
             sends = [self._ranks.comm.Isend([data, MPI.BYTE], SERVER) for data, _ in encoded.values()]
             self._patience.wait_all(sends, "the server to take the heads")
             return {}
-        received: dict[int, tuple[Head, SectionSizes]] = {}
-        for c in self._ranks.clients:
-            data = encoded[c][0] if c in encoded else self._receive_head(c)
-            received[c] = decode_head_sized(data, self._layout, kind, round, c, known[c])
-        return received
+        raw = {c: encoded[c][0] if c in encoded else self._receive_head(c) for c in self._ranks.clients}
+        heads = {c: self._decode(data, kind, round, c, known[c]) for c, data in raw.items()}
+        spent = time.perf_counter() - start
+        headers = [Header.unpack(data.data, self._layout, self._max_scalars) for data in raw.values()]
+        self._meter.add(Traffic.of(header, start=start - since, seconds=spent) for header in headers)
+        return heads
 
     def _receive_head(self, client: int) -> NDArray[np.uint8]:
         host = self._ranks.hosts[client]
         return self._patience.receive_bytes(self._ranks.comm, host, self._limit, f"client {client} on rank {host}")
 
+    def _decode(self, data: NDArray[np.uint8], kind: Kind, round: int, client: int, known: Known) -> Head:
+        return decode_head(
+            data,
+            self._layout,
+            kind=kind,
+            round=round,
+            client=client,
+            epoch=known.epoch,
+            previous=known.mask,
+            segments=len(self._segments),
+            max_scalars=self._max_scalars,
+        )
+
     def merge(
         self,
         values: Mapping[int, NDArray[np.float32]],
         masks: Mapping[int, Mask],
-        merged: Sequence[int],
-        weights: NDArray[np.float32] | None,
+        heads: Mapping[int, Head],
+        weights: Mapping[int, float],
         theta: NDArray[np.float32] | None,
         *,
         skip_pruned: bool = True,
@@ -109,9 +132,9 @@ class Reduce:
             Surviving values of each hosted client, ``float32[nnz]``.
         masks
             Masks of this round: of every client on the server, of the hosted ones elsewhere.
-        merged, weights
-            Server only: the clients that take part, ascending, and their weights ``float32[len(merged)]``. The values of
-            other clients are received and dropped.
+        heads, weights
+            Server only: what `heads` returned, and the weight of every client that takes part. The values of other clients
+            are received and dropped.
         theta
             Server only: ``float32[N]``, overwritten by the weighted mean over the holders of each entry; entries that no
             client holds keep their value.
@@ -127,23 +150,32 @@ class Reduce:
         WireError
             On the server, when the checksum of a client's values does not match.
         """
-        if theta is None or weights is None:
+        if theta is None:
             self._send_values(values, masks)
             return 0.0
-
-        def mean(arrived: dict[int, NDArray[np.float32]], lo: int, hi: int) -> None:
+        merged = sorted(weights)
+        shares = np.array([weights[c] for c in merged], np.float32)
+        spent, sums, at = 0.0, dict.fromkeys(self._ranks.clients, Checksum()), dict.fromkeys(self._ranks.clients, 0)
+        for (lo, hi), arrived in zip(self._segments, self._arrivals(values, masks), strict=True):
+            start = time.perf_counter()
+            for c, part in arrived.items():
+                sums[c] = sums[c].combine(values_checksum(part, at[c]))
+                at[c] += part.size
+            old = theta[lo:hi]
             merge_range(
-                theta[lo:hi],
+                old,
                 [arrived[c] for c in merged],
                 [masks[c] for c in merged],
-                weights,
+                shares,
                 lo,
                 hi,
-                theta[lo:hi],
+                old,
                 skip_pruned=skip_pruned,
             )
-
-        return self._stream(values, masks, mean)
+            spent += time.perf_counter() - start
+        for c, found in sums.items():
+            check_values(found, heads[c], f"the update of client {c}")
+        return spent
 
     def _send_values(self, values: Mapping[int, NDArray[np.float32]], masks: Mapping[int, Mask]) -> None:
         comm, at, sends = self._ranks.comm, dict.fromkeys(sorted(values), 0), []
@@ -153,33 +185,22 @@ class Reduce:
                 if count:
                     sends.append(comm.Isend(values[c][done : done + count], SERVER))
                     at[c] = done + count
-        for c in at:
-            checksum = Checksum()
-            checksum.update(values[c])
-            sends.append(comm.Isend([checksum.digest(), MPI.BYTE], SERVER))
         self._patience.wait_all(sends, "the server to take the updates")
 
-    def _stream(
-        self,
-        values: Mapping[int, NDArray[np.float32]],
-        masks: Mapping[int, Mask],
-        consume: Callable[[dict[int, NDArray[np.float32]], int, int], None],
-    ) -> float:
-        """Receive range s + 1 while ``consume`` works on range s; return the seconds spent in ``consume``."""
-        spent, sums = 0.0, {c: Checksum() for c in self._ranks.clients if c not in values}
+    def _arrivals(
+        self, values: Mapping[int, NDArray[np.float32]], masks: Mapping[int, Mask]
+    ) -> Iterator[dict[int, NDArray[np.float32]]]:
+        """Yield every client's values range by range; the next range arrives while the caller works on this one."""
         at = dict.fromkeys(values, 0)
         arriving = self._post(0, masks, values, at)
-        for s, (lo, hi) in enumerate(self._segments):
+        for s in range(len(self._segments)):
             following = self._post(s + 1, masks, values, at)
-            arrived = {c: self._finish(c, *item) for c, item in arriving.items()}
-            for c, checksum in sums.items():
-                checksum.update(arrived[c])
-            start = time.perf_counter()
-            consume(arrived, lo, hi)
-            spent += time.perf_counter() - start
+            for client, (_, request) in arriving.items():
+                if request is not None:
+                    host = self._ranks.hosts[client]
+                    self._patience.wait(request, f"the values of client {client} on rank {host}")
+            yield {client: part for client, (part, _) in arriving.items()}
             arriving = following
-        self._check(sums)
-        return spent
 
     def _post(
         self, s: int, masks: Mapping[int, Mask], values: Mapping[int, NDArray[np.float32]], at: dict[int, int]
@@ -195,17 +216,3 @@ class Reduce:
                 buffer = np.empty(count, np.float32)
                 posted[c] = buffer, self._ranks.comm.Irecv(buffer, self._ranks.hosts[c]) if count else None
         return posted
-
-    def _finish(self, client: int, buffer: NDArray[np.float32], request: MPI.Request | None) -> NDArray[np.float32]:
-        if request is not None:
-            self._patience.wait(request, f"the values of client {client} on rank {self._ranks.hosts[client]}")
-        return buffer
-
-    def _check(self, sums: dict[int, "Checksum"]) -> None:
-        trailers = {c: np.empty(Checksum.BYTES, np.uint8) for c in sums}
-        for c, trailer in trailers.items():
-            self._finish(c, trailer, self._ranks.comm.Irecv([trailer, MPI.BYTE], self._ranks.hosts[c]))
-        for c, checksum in sums.items():
-            if checksum.digest().tobytes() != trailers[c].tobytes():
-                message = f"client {c}: the checksum of its values does not match; they were damaged on the way"
-                raise WireError(message)

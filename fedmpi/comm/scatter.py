@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.segments import segments
-from fedmpi.comm.traffic import Direction, Meter, Traffic
+from fedmpi.comm.traffic import Meter, Traffic
 from fedmpi.comm.waiting import Patience
 from fedmpi.errors import WireError
-from fedmpi.sparse import Checksum, Head, Kind, Layout, Mask, SectionSizes, decode_head, encode_head, max_head_bytes, pack
-
-DIRECTIONS = {Kind.MODEL: Direction.DOWN, Kind.RECOVERED: Direction.RECOVER, Kind.EVALUATION: Direction.EVALUATE}
+from fedmpi.sparse import Checksum, Head, Kind, Layout, Mask, decode_head, encode_head, head_bound, values_checksum
+from fedmpi.sparse.header import Header
+from fedmpi.sparse.kernels import pack
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,24 @@ class Scatter:
         since: float,
     ) -> dict[int, Parcel]:
         start = time.perf_counter()
+        heads = {c: self._head(kind, round, c, a, theta, buffers) for c, a in addresses.items()}
         local = {c: a for c, a in addresses.items() if self._ranks.hosts[c] == SERVER}
-        away = {c: a for c, a in addresses.items() if c not in local}
-        heads = {c: self._head(kind, round, c, a, buffers) for c, a in addresses.items()}
-        self._send_away(theta, away, {c: heads[c][0] for c in away})
+        self._send_away(theta, {c: a for c, a in addresses.items() if c not in local}, heads)
         parcels = {c: Parcel(pack(theta, a.positions, 0, theta.size), buffers.copy()) for c, a in local.items()}
         spent = time.perf_counter() - start
-        self._meter.add(
-            self._traffic(kind, round, c, heads[c][1], a, start - since, spent) for c, a in addresses.items()
-        )
+        headers = [Header.unpack(head.data, self._layout, 0) for head in heads.values()]
+        self._meter.add(Traffic.of(header, start=start - since, seconds=spent) for header in headers)
         return parcels
 
     def _head(
-        self, kind: Kind, round: int, client: int, address: Address, buffers: NDArray[np.float32]
-    ) -> tuple[NDArray[np.uint8], SectionSizes]:
+        self,
+        kind: Kind,
+        round: int,
+        client: int,
+        address: Address,
+        theta: NDArray[np.float32],
+        buffers: NDArray[np.float32],
+    ) -> NDArray[np.uint8]:
         head = Head(
             kind=kind,
             round=round,
@@ -108,31 +112,38 @@ class Scatter:
             epoch=address.epoch,
             mask=address.positions,
             buffers=buffers,
-            scalars=np.empty(0),
+            values_checksum=self._checksum(theta, address.positions),
+            segments=len(self._segments),
         )
-        return encode_head(head, self._layout, previous=address.positions)
+        return encode_head(head, self._layout, previous=address.positions)[0]
+
+    def _checksum(self, theta: NDArray[np.float32], positions: Mask) -> Checksum:
+        """Return the checksum of the values to come; packing twice costs less than holding them all."""
+        total, at = Checksum(), 0
+        for lo, hi in self._segments:
+            values = pack(theta, positions, lo, hi)
+            total = total.combine(values_checksum(values, at))
+            at += values.size
+        return total
 
     def _send_away(
-        self, theta: NDArray[np.float32], away: dict[int, Address], heads: dict[int, NDArray[np.uint8]]
+        self,
+        theta: NDArray[np.float32],
+        away: dict[int, Address],
+        heads: dict[int, NDArray[np.uint8]],
     ) -> None:
         """Send heads, then the values range by range; at most two ranges are in flight, so memory stays small."""
         hosts, comm = self._ranks.hosts, self._ranks.comm
         before: list[MPI.Request] = [comm.Isend([heads[c], MPI.BYTE], hosts[c]) for c in away]
-        sums = {c: Checksum() for c in away}
         for lo, hi in self._segments:
-            now: list[MPI.Request] = []
-            for c, address in away.items():
-                values = pack(theta, address.positions, lo, hi)
-                sums[c].update(values)
-                if values.size:
-                    now.append(comm.Isend(values, hosts[c]))
+            packed = {c: pack(theta, address.positions, lo, hi) for c, address in away.items()}
+            now = [comm.Isend(values, hosts[c]) for c, values in packed.items() if values.size]
             self._patience.wait_all(before, "clients to take the model")
             before = now
-        before += [comm.Isend([sums[c].digest(), MPI.BYTE], hosts[c]) for c in away]
         self._patience.wait_all(before, "clients to take the model")
 
     def _receive(self, kind: Kind, round: int, addresses: dict[int, Address]) -> dict[int, Parcel]:
-        comm, limit = self._ranks.comm, max_head_bytes(self._layout)
+        comm, limit = self._ranks.comm, head_bound(self._layout, 0)
         heads = {
             c: decode_head(
                 self._patience.receive_bytes(comm, SERVER, limit, f"the model for client {c}"),
@@ -142,22 +153,18 @@ class Scatter:
                 client=c,
                 epoch=a.epoch,
                 previous=a.positions,
+                segments=len(self._segments),
+                max_scalars=0,
             )
             for c, a in addresses.items()
         }
         values = {c: np.empty(a.positions.count(), np.float32) for c, a in addresses.items()}
-        trailers = {c: np.empty(Checksum.BYTES, np.uint8) for c in addresses}
-        self._patience.wait_all(self._post(addresses, values, trailers), "the server's model")
+        self._patience.wait_all(self._post(addresses, values), "the server's model")
         for c, received in values.items():
-            check_values(received, trailers[c], f"the model for client {c}")
+            check_values(values_checksum(received), heads[c], f"the model for client {c}")
         return {c: Parcel(values[c], heads[c].buffers) for c in addresses}
 
-    def _post(
-        self,
-        addresses: dict[int, Address],
-        values: dict[int, NDArray[np.float32]],
-        trailers: dict[int, NDArray[np.uint8]],
-    ) -> list[MPI.Request]:
+    def _post(self, addresses: dict[int, Address], values: dict[int, NDArray[np.float32]]) -> list[MPI.Request]:
         """Post all receives in the order of the server's sends: range by range, clients ascending."""
         comm, at, requests = self._ranks.comm, dict.fromkeys(addresses, 0), []
         for lo, hi in self._segments:
@@ -166,32 +173,11 @@ class Scatter:
                 if count:
                     requests.append(comm.Irecv(values[c][at[c] : at[c] + count], SERVER))
                     at[c] += count
-        return requests + [comm.Irecv([trailers[c], MPI.BYTE], SERVER) for c in addresses]
-
-    def _traffic(
-        self, kind: Kind, round: int, client: int, sizes: SectionSizes, address: Address, start: float, seconds: float
-    ) -> Traffic:
-        full = address.positions.size if kind is not Kind.RECOVERED else 0
-        return Traffic(
-            round=round,
-            client=client,
-            direction=DIRECTIONS[kind],
-            header=sizes.header + Checksum.BYTES,
-            mask=sizes.mask,
-            values=4 * address.positions.count(),
-            buffers=sizes.buffers,
-            scalars=sizes.scalars,
-            dense=(sizes.header + Checksum.BYTES + sizes.buffers + sizes.scalars + 4 * full) if full else 0,
-            mask_mode=sizes.mask_mode,
-            start=start,
-            seconds=seconds,
-        )
+        return requests
 
 
-def check_values(values: NDArray[np.float32], trailer: NDArray[np.uint8], what: str) -> None:
-    """Raise ``WireError`` when the checksum that followed ``values`` is not theirs. *Not collective.*"""
-    checksum = Checksum()
-    checksum.update(values)
-    if checksum.digest().tobytes() != trailer.tobytes():
-        message = f"{what}: the checksum of {values.size} values does not match; they were damaged on the way"
+def check_values(found: Checksum, head: Head, what: str) -> None:
+    """Raise ``WireError`` when the checksum of the values that came is not the one that was announced. *Not collective.*"""
+    if found != head.values_checksum:
+        message = f"{what}: the checksum of {head.nnz} values does not match; they were damaged on the way"
         raise WireError(message)

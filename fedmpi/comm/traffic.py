@@ -3,6 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Self
+
+from fedmpi.sparse import HEADER_SIZE, Kind
+from fedmpi.sparse.header import Header
 
 
 class Direction(IntEnum):
@@ -13,6 +17,16 @@ class Direction(IntEnum):
     REQUEST = 2  # a client's word on its received model (CRR stage 2): keep it, or recover
     RECOVER = 3  # values that a recovering client had pruned
     EVALUATE = 4  # the whole global model, for measuring only; no method pays for it
+
+
+DIRECTIONS = {
+    Kind.MODEL: Direction.DOWN,
+    Kind.UPDATE: Direction.UP,
+    Kind.REQUEST: Direction.REQUEST,
+    Kind.RECOVERED: Direction.RECOVER,
+    Kind.EVALUATION: Direction.EVALUATE,
+}
+NEVER_DENSE = (Kind.REQUEST, Kind.RECOVERED)  # only a method that prunes sends these
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,26 @@ class Traffic:
     mask_mode: int
     start: float
     seconds: float
+
+    @classmethod
+    def of(cls, header: Header, *, start: float, seconds: float) -> Self:
+        """Return the record of a message from its header."""
+        buffers, scalars = 4 * header.buffers, 8 * header.scalars
+        whole = header.kind not in NEVER_DENSE
+        return cls(
+            round=header.round,
+            client=header.client,
+            direction=DIRECTIONS[Kind(header.kind)],
+            header=HEADER_SIZE,
+            mask=header.mask_bytes,
+            values=header.value_bytes,
+            buffers=buffers,
+            scalars=scalars,
+            dense=HEADER_SIZE + buffers + scalars + 4 * header.size if whole else 0,
+            mask_mode=header.mask_mode,
+            start=start,
+            seconds=seconds,
+        )
 
     @property
     def total(self) -> int:

@@ -15,13 +15,21 @@ from numpy.typing import NDArray
 from fedmpi.errors import RankFailure, WireError
 
 
+def ignore(_: str) -> None:
+    """Take no notice."""
+
+
 @dataclass(frozen=True)
 class Patience:
-    """How to wait: first and longest sleep between two looks, and the deadline, all in seconds."""
+    """How to wait: first and longest sleep between two looks, and the deadline, all in seconds.
+
+    ``notice`` is told what is waited for at every look, so that a person can be shown.
+    """
 
     first: float = 50e-6
     longest: float = 5e-3
     deadline: float = 7200.0
+    notice: Callable[[str], None] = ignore
 
     def until(self, done: Callable[[], bool], what: str) -> None:
         """Return once ``done()`` holds; raise ``RankFailure`` naming ``what`` at the deadline. *Not collective.*"""
@@ -30,6 +38,7 @@ class Patience:
             if time.monotonic() > end:
                 message = f"no answer within {self.deadline:g} s: {what} (comm.deadline_s sets the limit)"
                 raise RankFailure(message)
+            self.notice(what)
             time.sleep(pause)
             pause = min(2 * pause, self.longest)
 

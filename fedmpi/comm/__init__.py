@@ -1,0 +1,32 @@
+"""Ranks and our own collectives, which exchange only nonzero parameters and count every byte.
+
+Every function here says whether it is *Collective* (all ranks of the communicator call it) or *Not collective*.
+"""
+
+from fedmpi.comm.agree import agree, control_bytes
+from fedmpi.comm.gather import gather_rows
+from fedmpi.comm.ranks import SERVER, Ranks, check_one_world, check_same, host_names
+from fedmpi.comm.reduce import Known, Reduce
+from fedmpi.comm.scatter import Address, Parcel, Scatter
+from fedmpi.comm.traffic import Direction, Meter, Traffic
+from fedmpi.comm.waiting import Patience
+
+__all__ = [
+    "SERVER",
+    "Address",
+    "Direction",
+    "Known",
+    "Meter",
+    "Parcel",
+    "Patience",
+    "Ranks",
+    "Reduce",
+    "Scatter",
+    "Traffic",
+    "agree",
+    "check_one_world",
+    "check_same",
+    "control_bytes",
+    "gather_rows",
+    "host_names",
+]

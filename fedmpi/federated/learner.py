@@ -1,0 +1,85 @@
+"""The networks of one rank: a model that the hosted clients use in turn, and a frozen teacher beside it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedmpi.config import RunConfig
+from fedmpi.reid.backbone import ReIDNet, build_backbone
+from fedmpi.reid.features import Viewing
+from fedmpi.reid.training import freeze
+from fedmpi.seeding import Stream, integer_seed
+from fedmpi.sparse import Layout
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def initial_model(config: RunConfig) -> ReIDNet:
+    """Return the untrained network; the same bits on every rank."""
+    m = config.model
+    seed = integer_seed(config.run.seed, Stream.MODEL_INIT)
+    return build_backbone(m.arch, weights=m.weights, last_stride=m.last_stride, stem_relu=m.stem_relu, seed=seed)
+
+
+class Learner:
+    """Model and teacher of a rank on its device, moved to and from flat vectors."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config = config
+        self.model = initial_model(config).to(device)
+        self.teacher = freeze(self.model)
+        self.layout = Layout.of(self.model)
+        self.prunable = [t.slice for t in self.layout.tensors if t.prunable]
+        c = config
+        self.viewing = Viewing(
+            c.data.height,
+            c.data.width,
+            c.evaluation.batch_size,
+            c.data.workers,
+            device,
+            PRECISIONS[c.compute.precision],
+        )
+
+    def load(self, theta: NDArray[np.float32], buffers: NDArray[np.float32]) -> ReIDNet:
+        """Put a flat model into the network and return it."""
+        self.layout.load(self.model, theta, buffers)
+        return self.model
+
+    def load_teacher(self, theta: NDArray[np.float32], buffers: NDArray[np.float32]) -> nn.Module:
+        """Put a flat model into the teacher and return it."""
+        self.layout.load(self.teacher, theta, buffers)
+        return self.teacher
+
+    def read(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the network as (theta ``float32[N]``, buffers ``float32[B]``)."""
+        return self.layout.flatten(self.model)
+
+    def keep(self, kept: NDArray[np.bool_]) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Return the parameters that ``kept`` (``bool[N]``) prunes, each with its mask in its shape and dtype."""
+        parameters = dict(self.model.named_parameters())
+        pairs = []
+        for name, where, shape, _ in self.layout.tensors:
+            if not kept[where].all():
+                parameter = parameters[name]
+                mask = torch.from_numpy(kept[where]).reshape(shape)
+                pairs.append((parameter, mask.to(parameter.device, parameter.dtype)))
+        return pairs
+
+
+@contextmanager
+def deterministic(config: RunConfig) -> Iterator[None]:
+    """Fix what could change bits: deterministic kernels, and the number of CPU threads of a client."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.set_num_threads(config.compute.threads)
+    torch.use_deterministic_algorithms(config.run.deterministic)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        torch.backends.cudnn.benchmark = before[2]

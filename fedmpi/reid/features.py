@@ -1,0 +1,52 @@
+"""Embeddings of whole image lists, in evaluation mode and with the test transform."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedmpi.reid.images import ImageList
+from fedmpi.reid.loading import batches
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """How images become batches: size in pixels, batch size, decoding processes, device and mixed precision."""
+
+    height: int
+    width: int
+    batch_size: int
+    workers: int
+    device: torch.device
+    precision: torch.dtype = torch.float32
+
+    def autocast(self) -> torch.autocast:
+        """Return the mixed-precision context; a no-op for float32."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
+
+
+@torch.inference_mode()
+def embed(
+    model: nn.Module, images: ImageList, index: NDArray[np.int64], viewing: Viewing
+) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """Return the un-normalised embeddings of ``images[index]`` and the indices of those that could be read.
+
+    Returns
+    -------
+    z
+        ``float32[n, D]`` on the CPU.
+    read
+        ``int64[n]``, a subsequence of ``index``; unreadable images are added to ``images.bad``.
+    """
+    model.eval()
+    parts = np.array_split(index, max(1, -(-index.size // viewing.batch_size)))
+    rows, read = [], []
+    for pixels, found in batches(images, parts, viewing.height, viewing.width, workers=viewing.workers):
+        with viewing.autocast():
+            rows.append(model(pixels.to(viewing.device, non_blocking=True)).float().cpu())
+        read.append(found)
+    if not rows:
+        return torch.empty(0, int(model.dim)), np.empty(0, np.int64)  # type: ignore[arg-type]
+    return torch.cat(rows), np.concatenate(read)
