@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import click
 
@@ -26,7 +26,7 @@ FAREWELL_SECONDS = 3.0
 class LazyGroup(click.Group):
     """A group whose subcommands are imported when they are used."""
 
-    LAZY = {
+    LAZY: ClassVar = {
         "config": ("fedmpi.cli_config", "config_group"),
         "data": ("fedmpi.cli_data", "data_group"),
         "doctor": ("fedmpi.doctor", "doctor"),

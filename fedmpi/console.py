@@ -1,7 +1,7 @@
 """What a person sees: where the run happens, one aligned line per round, and what came out. Rank 0 only.
 
-Lines go to stdout and are the same in a file. What moves (the stage that is waited for) goes to stderr, and only when that
-is a terminal: launchers give ranks a pseudo-terminal on stdout even in a pipe.
+Lines go to stdout and are the same in a file. What moves (the stage that is waited for) goes to stderr, and only when
+that is a terminal: launchers give ranks a pseudo-terminal on stdout even in a pipe.
 """
 
 import math

@@ -104,10 +104,10 @@ def _run(
                 f"fedmpi {fedmpi.__version__}: {config.run.name}", facts(world, folder), placed, names, warnings
             )
     if folder is None or writer is None:
-        _rounds(world, names, None, view)
+        _rounds(world, None, view)
         return _finish(world, None, start)
     with writer:
-        outcome = _rounds(world, names, writer, view)
+        outcome = _rounds(world, writer, view)
         summary = _finish(world, (folder, names, *outcome), start)
     if summary is not None:
         view.finished(summary, folder.path)
@@ -117,20 +117,18 @@ def _run(
 Scores = dict[str, NDArray[np.float64]]
 
 
-def _rounds(
-    world: World, names: tuple[str, ...], writer: RunWriter | None, view: View
-) -> tuple[State, Scores, Scores, Totals]:
-    """*Collective*. Run all rounds; return the last state and, on the server, scores before and after and the traffic."""
+def _rounds(world: World, writer: RunWriter | None, view: View) -> tuple[State, Scores, Scores, Totals]:
+    """*Collective*. Run all rounds; return the last state and, on the server, scores before and after, and traffic."""
     config, totals = world.config, Totals()
     state = first_state(world)
-    before = _baseline(world, state)
+    before = _baseline(world)
     last: Scores = {}
     if writer is not None:
         writer.baseline({name: before[name] for name in ("map", "rank1", "rank5", "rank10")})
         view.baseline(logbook.mean(before["map"]), logbook.mean(before["rank1"]), config.federation.rounds)
-    for round in range(config.federation.rounds):
-        view.begin(round)
-        state, result = run_round(world, state, round)
+    for number in range(config.federation.rounds):
+        view.begin(number)
+        state, result = run_round(world, state, number)
         with agree(world.ranks, "recording the round", world.patience):
             if result is not None and writer is not None:
                 _commit(writer, world, result)
@@ -139,7 +137,7 @@ def _rounds(
     return state, before, last, totals
 
 
-def _baseline(world: World, state: State) -> Scores:
+def _baseline(world: World) -> Scores:
     """*Collective*. Score the untrained model, which every rank builds itself: nothing travels but the scores."""
     theta, buffers = world.learner.read()
     logs = {c: Measurements() for c in world.ranks.hosted}

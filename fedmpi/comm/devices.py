@@ -43,8 +43,8 @@ def node_place(ranks: Ranks) -> tuple[int, int]:
 def choose_device(wanted: str, ranks: Ranks, place: int) -> torch.device:
     """Return the device of this rank. *Not collective.*
 
-    Client-hosting ranks of a node take the visible GPUs in turn; a server that hosts no client works on the CPU, so that
-    nine ranks fit eight GPUs.
+    Client-hosting ranks of a node take the visible GPUs in turn; a server that hosts no client works on the CPU, so
+    that nine ranks fit eight GPUs.
 
     Raises
     ------

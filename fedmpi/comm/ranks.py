@@ -25,9 +25,11 @@ class Ranks:
     Attributes
     ----------
     comm
-        A duplicate of the caller's communicator for the model traffic, so that no message of ours meets one of the caller's.
+        A duplicate of the caller's communicator for the model traffic, so that no message of ours meets one of the
+        caller's.
     control
-        A second duplicate for statuses and measurements: a failure is reported past model messages that nobody will read.
+        A second duplicate for statuses and measurements: a failure is reported past model messages that nobody will
+        read.
     hosts
         Host rank of every client, in client order. The server hosts none when there is more than one rank.
     """
@@ -87,15 +89,18 @@ def place(clients: int, size: int) -> tuple[int, ...]:
 
 
 def check_one_world(size: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Raise ``LaunchError`` when a launcher started several processes that each believe to be alone. *Not collective.*"""
+    """Raise ``LaunchError`` when a launcher started several processes that each believe to be alone.
+
+    *Not collective*: there is nobody else to be seen.
+    """
     if size > 1:
         return
     for name in WORLD_SIZE_VARIABLES:
         value = environment.get(name, "")
         if value.isdigit() and int(value) > 1:
             message = (
-                f"{name}={value}, but MPI sees one rank: these are {value} separate runs, not one world. "
-                "Start with the mpirun of the same MPI that mpi4py loads, or srun --mpi=pmix (Open MPI) / --mpi=pmi2 (MPICH)"
+                f"{name}={value}, but MPI sees one rank: these are {value} separate runs, not one world; start with the "
+                "mpirun of the MPI that mpi4py loads, or with srun --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH)"
             )
             raise LaunchError(message)
 
@@ -108,7 +113,10 @@ def check_same(comm: MPI.Intracomm, **facts: str) -> None:
     for column, name in enumerate(facts):
         odd = np.flatnonzero(everyone[:, column] != everyone[SERVER, column])
         if odd.size:
-            message = f"the ranks do not agree on the {name}: rank {odd[0]} differs from rank 0; give all the same files and environment"
+            message = (
+                f"the ranks do not agree on the {name}: rank {odd[0]} differs from rank 0; "
+                "give all the same files and environment"
+            )
             raise LaunchError(message)
 
 

@@ -1,9 +1,9 @@
 """Uplink: surviving values of all clients, merged at the server range by range as they arrive.
 
 Two steps, because the weights of the mean depend on what the heads say: ``heads`` brings mask changes, buffers and
-scalars; ``merge`` moves the values. All clients' values of one parameter range are merged, in client order, while the next
-range arrives: the server holds two ranges per client and nothing else, and the bits of the result depend neither on the
-order of arrival nor on the number of ranks.
+scalars; ``merge`` moves the values. All clients' values of one parameter range are merged, in client order, while the
+next range arrives: the server holds two ranges per client and nothing else, and the bits of the result depend neither on
+the order of arrival nor on the number of ranks.
 """
 
 import time
@@ -133,11 +133,11 @@ class Reduce:
         masks
             Masks of this round: of every client on the server, of the hosted ones elsewhere.
         heads, weights
-            Server only: what `heads` returned, and the weight of every client that takes part. The values of other clients
-            are received and dropped.
+            Server only: what `heads` returned, and the weight of every client that takes part. The values of other
+            clients are received and dropped.
         theta
-            Server only: ``float32[N]``, overwritten by the weighted mean over the holders of each entry; entries that no
-            client holds keep their value.
+            Server only: ``float32[N]``, overwritten by the weighted mean over the holders of each entry; entries that
+            no client holds keep their value.
         skip_pruned
             SAS: leave pruned entries out of the mean. False counts them as zeros.
 

@@ -177,7 +177,7 @@ class Scatter:
 
 
 def check_values(found: Checksum, head: Head, what: str) -> None:
-    """Raise ``WireError`` when the checksum of the values that came is not the one that was announced. *Not collective.*"""
+    """Raise ``WireError`` when the values that came do not have the checksum that was announced. *Not collective.*"""
     if found != head.values_checksum:
         message = f"{what}: the checksum of {head.nnz} values does not match; they were damaged on the way"
         raise WireError(message)

@@ -42,7 +42,7 @@ class ClientState:
 
 @dataclass(frozen=True)
 class Received:
-    """A received model, whole: theta ``float32[N]`` with zeros where pruned, buffers ``float32[B]``; and CRR's verdict."""
+    """A received model, whole: theta ``float32[N]``, zero where pruned, buffers ``float32[B]``; and CRR's verdict."""
 
     theta: NDArray[np.float32]
     buffers: NDArray[np.float32]

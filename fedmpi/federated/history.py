@@ -1,7 +1,7 @@
 """What server and client both remember of a client's mask, and the transitions that both make alike.
 
-Since both ends apply the same transitions to the same events, masks travel only as changes, and recovery (METHOD section
-5) needs no index at all: the server knows which mask "the last good round" means.
+Since both ends apply the same transitions to the same events, masks travel only as changes, and the recovery of CRR
+needs no index at all: the server knows which mask "the last good round" means.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """How much each client counts: KLAW, PRAW and their combination KLPWA (METHOD section 3).
 
-All functions take one value per client and return weights ``float64[clients]`` that sum to one. Where the inputs carry no
-information (all zero, or not finite) the weights are uniform; ``klpwa`` says so.
+All functions take one value per client and return weights ``float64[clients]`` that sum to one. Where the inputs carry
+no information (all zero, or not finite) the weights are uniform; ``klpwa`` says so.
 """
 
 from dataclasses import dataclass

@@ -3,10 +3,10 @@
 The paper says "two-stage" and "halts pruning when necessary"; the details are our choice:
 
 Stage 1, after local training. A candidate mask m' is accepted iff ``A(theta (.) m') >= A(theta) - tau1``.
-Stage 2, when the next model arrives. ``A(theta_G (.) m_k)`` is compared with the best value that a *received* model ever
-passed with. Below it by more than ``tau2``, the client returns to the mask of its last good round. We compare received
-with received: a locally trained model always scores higher on its own pseudo-labels than the average that comes back, so
-a comparison across the two would recover in every round.
+Stage 2, when the next model arrives. ``A(theta_G (.) m_k)`` is compared with the best value with which a *received*
+model ever passed. Below it by more than ``tau2``, the client returns to the mask of its last good round. We compare
+received with received: a locally trained model scores higher on its own pseudo-labels than the average that comes back,
+so a comparison across the two would recover in every round.
 """
 
 import math
@@ -26,7 +26,7 @@ class Decision(IntEnum):
 
 @dataclass(frozen=True)
 class CrrState:
-    """What a client remembers for CRR: the best probe value with which a received model passed; NaN before the first."""
+    """What a client remembers for CRR: the best probe value of a received model that passed; NaN before the first."""
 
     best: float = math.nan
 

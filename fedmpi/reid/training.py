@@ -1,7 +1,7 @@
 """Local training of one client in one round: FedCAPR's unsupervised recipe with the KLL term (METHOD section 2).
 
-Every local epoch: embed all training images, cluster them, rebuild the camera-aware proxy memory, then one pass of proxy
-batches. Weights that the mask prunes are held at zero.
+Every local epoch: embed all training images, cluster them, rebuild the camera-aware proxy memory, then one pass of
+proxy batches. Weights that the mask prunes are held at zero.
 """
 
 import copy
@@ -114,8 +114,8 @@ def train_local(
 def learning_rate(local: LocalConfig, round: int, epoch: int, *, last_round: bool) -> float:
     """Return the learning rate of one local epoch (FedCAPR's schedule).
 
-    ``lr``, from ``lr_late_round`` on ``lr_late``. The last round warms up linearly from ``last_round_warmup_factor`` over
-    ``last_round_warmup_epochs`` and is multiplied by ``last_round_decay`` at each of ``last_round_decay_epochs``.
+    ``lr``, from ``lr_late_round`` on ``lr_late``. The last round warms up linearly from ``last_round_warmup_factor``
+    over ``last_round_warmup_epochs`` and is multiplied by ``last_round_decay`` at each of ``last_round_decay_epochs``.
     """
     base = local.lr_late if round >= local.lr_late_round else local.lr
     if not last_round:
