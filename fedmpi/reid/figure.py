@@ -23,7 +23,7 @@ Point = tuple[float, float, float]
 
 SHOULDER, HIP, CHIN = 0.165, 0.5, 0.135
 UPPER_ARM, FOREARM = 0.165, 0.16
-TORSO = ((0.0, 0.86), (0.05, 1.0), (0.3, 1.0), (0.62, 0.84), (1.0, 0.9), (1.35, 0.98), (2.4, 1.25))
+TORSO = ((0.0, 0.72), (0.05, 0.98), (0.3, 1.0), (0.62, 0.84), (1.0, 0.9), (1.35, 0.98), (2.4, 1.25))
 """Width of the body (share of the shoulders) by depth below the shoulder (share of the torso)."""
 
 
@@ -57,10 +57,10 @@ class Figure:
         self.cos, self.sin = math.cos(pose.yaw), math.sin(pose.yaw)
         self.size = pose.scale * person.body.height
         girth = person.body.girth
-        self.width = 0.118 * person.body.shoulders * (0.6 + 0.4 * girth)
-        self.depth = 0.072 * girth
+        self.width = 0.134 * person.body.shoulders * (0.6 + 0.4 * girth)
+        self.depth = 0.088 * girth
         self.hip = SHOULDER + (HIP - SHOULDER) * (2 - person.body.legs)
-        self.limb = 0.6 + 0.4 * girth
+        self.limb = 1.2 * (0.6 + 0.4 * girth)
         # phi of the surface point that looks at the camera, on the elliptical cylinder (width sin phi, depth cos phi)
         self.facing = -math.atan2(self.width * self.sin, self.depth * self.cos)
 

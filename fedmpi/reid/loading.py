@@ -39,7 +39,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield (float32[b, 3, height, width], int64[b] positions in `images`) for each entry of `indices`.
 
-    Unreadable images are left out and added to ``images.bad``; a batch in which nothing is readable is left out whole.
+    Unreadable images are left out of their batch and added to ``images.bad``; there is one result per entry, empty (b = 0)
+    when nothing of it is readable.
     The result is the same for any number of workers and whether or not images were cached.
 
     Parameters
@@ -70,11 +71,10 @@ def batches(
         results = iter(_loader(job, workers))
     for tensor, good, bad in results:
         images.bad.update(bad)
-        if tensor is not None:
-            yield tensor, good
+        yield tensor, good
 
 
-_Result = tuple["torch.Tensor | None", "NDArray[np.int64]", "list[int]"]
+_Result = tuple[torch.Tensor, "NDArray[np.int64]", list[int]]
 
 
 class _Job(Dataset[_Result]):
@@ -96,7 +96,7 @@ class _Job(Dataset[_Result]):
         return len(self.indices)
 
     def __getitem__(self, batch: int) -> _Result:
-        """Return (tensor or None, positions read, positions found unreadable)."""
+        """Return (tensor, positions read, positions found unreadable)."""
         found: dict[int, NDArray[np.uint8] | None] = {}
         for index in map(int, self.indices[batch]):
             if index not in found:
@@ -106,7 +106,7 @@ class _Job(Dataset[_Result]):
         good = np.asarray(self.indices[batch], dtype=np.int64)[rows]
         chosen = [image for index in good if (image := found[int(index)]) is not None]
         if not chosen:
-            return None, good, bad
+            return torch.empty(0, 3, self.height, self.width), good, bad
         if self.plans is None:
             return plain_batch(chosen), good, bad
         return augmented_batch(chosen, self.plans[batch], rows), good, bad

@@ -60,7 +60,7 @@ PROFILES: dict[str, Profile] = {
         long_names=True,
         domain=Domain(
             Wardrobe(
-                upper=_colours("black navy charcoal grey wine white blue green"),
+                upper=_colours("black navy grey wine white blue green beige red teal"),
                 lower=_colours("denim black navy khaki grey"),
                 summer=0.15,
                 coats=0.4,
@@ -83,7 +83,7 @@ PROFILES: dict[str, Profile] = {
         long_names=True,
         domain=Domain(
             Wardrobe(
-                upper=_colours("white pink sky yellow red black mint green"),
+                upper=_colours("white pink sky yellow red black mint green orange purple"),
                 lower=_colours("denim black grey white khaki"),
                 summer=0.8,
                 coats=0.03,
@@ -103,14 +103,14 @@ PROFILES: dict[str, Profile] = {
         long_names=True,
         domain=Domain(
             Wardrobe(
-                upper=_colours("white grey blue red black purple orange"),
+                upper=_colours("white grey blue red black purple orange pink green yellow"),
                 lower=_colours("denim black beige navy"),
                 summer=0.6,
                 bags=0.75,
             ),
             walls=_colours("cream silver white brown"),
             floors=_colours("silver brown wine"),
-            cast=0.14,
+            cast=0.07,
             blur=0.5,
             occlusion=0.3,
         ),
@@ -123,8 +123,8 @@ PROFILES: dict[str, Profile] = {
         shots=(3, 4),
         domain=Domain(
             Wardrobe(
-                upper=_colours("black charcoal brown navy olive cream wine"),
-                lower=_colours("denim black charcoal brown"),
+                upper=_colours("black brown navy olive cream wine grey red blue white"),
+                lower=_colours("denim black grey brown beige"),
                 summer=0.05,
                 coats=0.5,
                 bags=0.5,
@@ -143,7 +143,7 @@ PROFILES: dict[str, Profile] = {
         shots=(2, 2),
         domain=Domain(
             Wardrobe(
-                upper=_colours("white black sky orange pink green grey"),
+                upper=_colours("white black sky orange pink green grey lilac red"),
                 lower=_colours("denim black white beige"),
                 summer=0.7,
                 bags=0.7,
@@ -162,14 +162,14 @@ PROFILES: dict[str, Profile] = {
         shots=(2, 2),
         domain=Domain(
             Wardrobe(
-                upper=_colours("white black blue red grey yellow teal"),
+                upper=_colours("white black blue red grey yellow teal pink brown"),
                 lower=_colours("denim black khaki beige grey"),
                 summer=0.65,
             ),
             walls=_colours("green olive silver sky"),
             floors=_colours("silver beige green"),
             light=1.05,
-            light_spread=0.25,
+            light_spread=0.15,
             contrast=1.15,
         ),
     ),
@@ -180,14 +180,14 @@ PROFILES: dict[str, Profile] = {
         shots=(2, 4),
         domain=Domain(
             Wardrobe(
-                upper=_colours("grey blue beige black red olive lilac"),
+                upper=_colours("grey blue beige black red olive lilac white orange"),
                 lower=_colours("denim navy beige black"),
                 summer=0.35,
             ),
             walls=_colours("beige khaki brown"),
             floors=_colours("khaki olive silver"),
             light=0.95,
-            blur=0.8,
+            blur=0.7,
             contrast=0.9,
             occlusion=0.15,
         ),
@@ -199,7 +199,7 @@ PROFILES: dict[str, Profile] = {
         shots=(2, 4),
         domain=Domain(
             Wardrobe(
-                upper=_colours("black charcoal grey brown navy white purple"),
+                upper=_colours("black grey brown navy white purple red khaki teal"),
                 lower=_colours("black denim charcoal beige"),
                 summer=0.15,
                 coats=0.35,

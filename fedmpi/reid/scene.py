@@ -25,6 +25,8 @@ CANVAS = (128, 256)
 """Width and height of the drawing, before it is reduced to the size of the image."""
 PANORAMA = (384, 288)
 """Width and height of a camera's background; a shot shows a part of it."""
+HAZE = (118, 118, 116)
+"""What backgrounds are paled towards, so that clothes stand out from them."""
 VIEWS = (0.0, math.pi, math.pi / 2, -math.pi / 4, -3 * math.pi / 4, -math.pi / 2, math.pi / 4, 3 * math.pi / 4)
 """Direction of the people in camera 1, 2, ...: front, back, side, and between."""
 
@@ -38,15 +40,15 @@ class Domain:
     floors: tuple[str, ...]
     light: float = 1.0
     """Mean exposure, 1 = as drawn."""
-    light_spread: float = 0.2
+    light_spread: float = 0.12
     """Standard deviation of the logarithm of the exposure over cameras."""
-    cast: float = 0.1
+    cast: float = 0.05
     """Standard deviation of the logarithm of the colour gains over cameras."""
     contrast: float = 1.0
     saturation: float = 0.9
-    blur: float = 0.6
+    blur: float = 0.5
     """Mean radius over cameras, in pixels of a 64 pixel high image."""
-    noise: float = 7.0
+    noise: float = 6.0
     """Mean standard deviation over cameras, in grey levels."""
     occlusion: float = 0.25
     """Share of shots in which something hides a part of the person."""
@@ -78,10 +80,10 @@ def draw_camera(rng: np.random.Generator, domain: Domain, number: int, difficult
         difficulty=difficulty,
         yaw=min(difficulty, 1.0) * (VIEWS[(number - 1) % len(VIEWS)] + rng.normal(0, 0.2)),
         gains=(red, green, blue),
-        gamma=math.exp(difficulty * rng.normal(0, 0.12)),
+        gamma=math.exp(difficulty * rng.normal(0, 0.06)),
         blur=difficulty * domain.blur * float(rng.uniform(0.4, 1.6)),
         noise=difficulty * domain.noise * float(rng.uniform(0.4, 1.6)),
-        slope=(difficulty * float(rng.uniform(-0.25, 0.25)), difficulty * float(rng.uniform(-0.2, 0.2))),
+        slope=(difficulty * float(rng.uniform(-0.12, 0.12)), difficulty * float(rng.uniform(-0.1, 0.1))),
         zoom=1 + difficulty * float(rng.uniform(-0.06, 0.06)),
         panorama=_draw_panorama(rng, domain),
     )
@@ -104,6 +106,7 @@ def _draw_panorama(rng: np.random.Generator, domain: Domain) -> Image.Image:
         wide, high = rng.uniform(20, 160), rng.uniform(4, 24)
         colour = shade(_any(rng, domain.floors), rng.uniform(0.7, 1.2))
         draw.polygon([(x, y), (x + wide, y), (x + wide + slant, y + high), (x + slant, y + high)], fill=colour)
+    image = Image.blend(image, Image.new("RGB", PANORAMA, HAZE), 0.45)
     return image.filter(ImageFilter.GaussianBlur(1.5))
 
 
@@ -131,13 +134,13 @@ def _backdrop(rng: np.random.Generator, camera: Camera) -> Image.Image:
 def _pose(rng: np.random.Generator, camera: Camera) -> Pose:
     strength = camera.difficulty
     turned = math.pi if rng.random() < 0.15 * strength else 0.0
-    scale = 0.93 * CANVAS[1] * camera.zoom * math.exp(strength * rng.normal(0, 0.04))
+    scale = 0.98 * CANVAS[1] * camera.zoom * math.exp(strength * rng.normal(0, 0.04))
     return Pose(
         yaw=camera.yaw + turned + strength * rng.normal(0, 0.3),
         phase=float(rng.uniform(0, 2 * math.pi)) * min(strength, 1.0),
         stride=float(rng.uniform(0.3, 1.0)),
         x=CANVAS[0] / 2 + strength * rng.normal(0, 6),
-        y=CANVAS[1] * 0.045 + strength * rng.normal(0, 7),
+        y=CANVAS[1] * 0.025 + strength * rng.normal(0, 7),
         scale=scale,
     )
 
