@@ -74,7 +74,7 @@ def _set_up(comm: MPI.Intracomm, config: RunConfig, view: View) -> tuple[World, 
         learner = Learner(config, device)
         clients = {}
         for index in ranks.hosted:
-            stage.client = index
+            stage.enter(index)
             clients[index] = Client(index, load_client(config.data, config.run.seed, index), learner)
     segment_bytes = int(c.segment_mb * 2**20)
     layout, scalars = learner.layout, len(SCALARS)
@@ -143,7 +143,7 @@ def _baseline(world: World) -> Scores:
     logs = {c: Measurements() for c in world.ranks.hosted}
     with agree(world.ranks, "evaluating the untrained model", world.patience) as stage:
         for c, client in world.clients.items():
-            stage.client = c
+            stage.enter(c)
             logs[c].values |= scores(client.evaluate(theta, buffers))
     table = gather_logs(world, logs)
     world.meter.take()

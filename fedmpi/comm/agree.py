@@ -2,7 +2,7 @@
 
     with agree(ranks, "local training", patience) as stage:
         for client in ranks.hosted:
-            stage.client = client
+            stage.enter(client)
             ...
 
 The rank that failed raises its own error; the others raise ``RankFailure: local training: client 3 on rank 4 (node17):
@@ -11,7 +11,7 @@ failure.
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,10 +28,16 @@ MAX_TEXT = 2000
 
 @dataclass
 class Stage:
-    """What this rank is doing; ``client`` is set by the body so that an error names it."""
+    """What this rank is doing; the body says for which client, so that an error names it and a person sees it."""
 
     name: str
+    notice: Callable[[str], None]
     client: int | None = None
+
+    def enter(self, client: int) -> None:
+        """Begin the work of ``client``."""
+        self.client = client
+        self.notice(f"{self.name}: client {client}")
 
 
 def control_bytes(ranks: Ranks) -> int:
@@ -42,7 +48,7 @@ def control_bytes(ranks: Ranks) -> int:
 @contextmanager
 def agree(ranks: Ranks, name: str, patience: Patience) -> Iterator[Stage]:
     """*Collective*. Run the body; leave normally only if it succeeded on every rank."""
-    stage, error = Stage(name), None
+    stage, error = Stage(name, patience.notice), None
     try:
         yield stage
     except (Exception, SystemExit) as caught:  # noqa: BLE001 - whatever it is, the other ranks must hear of it

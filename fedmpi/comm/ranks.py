@@ -106,7 +106,7 @@ def check_one_world(size: int, environment: Mapping[str, str] = os.environ) -> N
 
 
 def check_same(comm: MPI.Intracomm, **facts: str) -> None:
-    """*Collective*. Raise ``LaunchError`` on every rank when a fact (config digest, version) differs between ranks."""
+    """*Collective*. Raise ``LaunchError`` on every rank when a fact (config digest, version) differs."""
     digests = np.array([hashlib.blake2b(v.encode(), digest_size=8).digest() for v in facts.values()]).view("u8")
     everyone = np.empty((comm.size, digests.size), digests.dtype)
     comm.Allgather(digests, everyone)

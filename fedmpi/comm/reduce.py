@@ -2,8 +2,8 @@
 
 Two steps, because the weights of the mean depend on what the heads say: ``heads`` brings mask changes, buffers and
 scalars; ``merge`` moves the values. All clients' values of one parameter range are merged, in client order, while the
-next range arrives: the server holds two ranges per client and nothing else, and the bits of the result depend neither on
-the order of arrival nor on the number of ranks.
+next range arrives: the server holds two ranges per client and nothing else, and the bits of the result depend neither
+on the order of arrival nor on the number of ranks.
 """
 
 import time

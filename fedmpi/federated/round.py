@@ -158,7 +158,7 @@ def _deliver(
     clients = dict(state.clients)
     with agree(world.ranks, "judging the received model", world.patience) as stage:
         for c, client in world.clients.items():
-            stage.client = c
+            stage.enter(c)
             clients[c], received[c] = client.check(clients[c], parcels[c], logs[c])
     world.meter.control += control_bytes(world.ranks)
     state = replace(state, clients=clients)
@@ -218,7 +218,7 @@ def _train(
     clients = dict(state.clients)
     with agree(world.ranks, "local training", world.patience) as stage:
         for c, client in world.clients.items():
-            stage.client = c
+            stage.enter(c)
             clients[c], updates[c] = client.train(clients[c], received[c], round, logs[c])
     world.meter.control += control_bytes(world.ranks)
     clock.lap("local", now)
@@ -280,7 +280,7 @@ def _evaluate(world: World, state: State, round: int, logs: Mapping[int, Measure
     parcels = world.scatter(Kind.EVALUATION, round, addresses, _source(state), since=clock.start)
     with agree(world.ranks, "evaluation", world.patience) as stage:
         for c, client in world.clients.items():
-            stage.client = c
+            stage.enter(c)
             with logs[c].time("evaluate"):
                 parcel, mask = parcels[c], state.clients[c].history.mask
                 personal = client.evaluate(parcel.values * mask.to_bool(), parcel.buffers)
