@@ -1,34 +1,24 @@
 """Pack, expand and merge: the arithmetic of an exchange, by the fastest implementation that this machine has.
 
-Every implementation gives the same bits. ``FEDMPI_KERNELS=native`` or ``portable`` forces one.
+Every implementation (:mod:`fedmpi.sparse.backend`) gives the same bits.
 
 A range ``lo <= i < hi`` of the flat vector starts at a multiple of 64 and ends at one or at the vector's end. Dense
 arrays may be the whole vector (float32[N]) or just the range (float32[hi - lo]); values are those of the range.
 """
 
-import os
 from collections.abc import Sequence
-from functools import cache
-from importlib import import_module
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.errors import ConfigError, WireError
-from fedmpi.sparse import kernels_portable
+from fedmpi.errors import WireError
+from fedmpi.sparse.backend import active, implementation
 from fedmpi.sparse.mask import Mask
 
 __all__ = ["active", "expand", "merge_range", "pack"]
 
 Values = NDArray[np.float32]
 Words = NDArray[np.uint64]
-
-
-def active() -> str:
-    """Return which implementation is in use: ``native (avx512)``, ``native (scalar)`` or ``portable``."""
-    module = _implementation()
-    return "portable" if module is kernels_portable else f"native ({module.level()})"
 
 
 def pack(theta: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: Values | None = None) -> Values:
@@ -41,9 +31,11 @@ def pack(theta: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: Val
     """
     hi, words = _range(mask, lo, hi)
     dense = _dense(theta, "theta", mask, lo, hi)
-    count = mask.count(lo, hi)
-    out = np.empty(count, np.float32) if out is None else _fit(out, "out", count)
-    _implementation().pack(dense, words, out)
+    out = np.empty(mask.count(lo, hi), np.float32) if out is None else _vector(out, "out")
+    try:
+        implementation().pack(dense, words, out)
+    except ValueError as error:
+        raise WireError(f"out has {out.size} entries, the mask keeps {mask.count(lo, hi)} in {lo}:{hi}") from error
     return out
 
 
@@ -56,13 +48,15 @@ def expand(values: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: 
         An array does not fit the range.
     """
     hi, words = _range(mask, lo, hi)
-    _fit(values, "values", mask.count(lo, hi))
     target = np.empty(hi - lo, np.float32) if out is None else _dense(out, "out", mask, lo, hi)
-    _implementation().expand(values, words, target)
+    try:
+        implementation().expand(_vector(values, "values"), words, target)
+    except ValueError as error:
+        raise WireError(f"{values.size} values, the mask keeps {mask.count(lo, hi)} in {lo}:{hi}") from error
     return target if out is None else out
 
 
-def merge_range(  # noqa: PLR0917  the range and its target are named like those of pack and expand
+def merge_range(
     old: Values,
     values: Sequence[Values],
     masks: Sequence[Mask],
@@ -74,6 +68,8 @@ def merge_range(  # noqa: PLR0917  the range and its target are named like those
     skip_pruned: bool,
 ) -> Values:
     """Return the weighted mean of K clients over a range, in ``out`` if given (which may be ``old``).
+
+    After an error the content of ``out`` is undefined.
 
     Parameters
     ----------
@@ -104,32 +100,27 @@ def merge_range(  # noqa: PLR0917  the range and its target are named like those
         raise WireError(
             f"a merge needs as many masks as value arrays and at least one, got {len(masks)}, {len(values)}"
         )
+    if len({mask.size for mask in masks}) > 1:
+        raise WireError(f"masks of {[mask.size for mask in masks]} entries do not go together")
     _check_weights(weights, len(masks), skip_pruned=skip_pruned)
     hi, _ = _range(masks[0], lo, hi)
     words = [_range(mask, lo, hi)[1] for mask in masks]
-    for client, (part, mask) in enumerate(zip(values, masks, strict=True)):
-        if mask.size != masks[0].size:
-            raise WireError(f"mask {client} has {mask.size} entries, mask 0 has {masks[0].size}")
-        _fit(part, f"values of client {client}", mask.count(lo, hi))
-    target = np.empty(hi - lo, np.float32) if out is None else _dense(out, "out", masks[0], lo, hi)
     dense = _dense(old, "old", masks[0], lo, hi)
-    _implementation().merge(dense, list(values), words, weights, target, skip_pruned=skip_pruned)
+    target = np.empty(hi - lo, np.float32) if out is None else _dense(out, "out", masks[0], lo, hi)
+    parts = [_vector(part, f"values {client}") for client, part in enumerate(values)]
+    try:
+        implementation().merge(dense, parts, words, weights, target, skip_pruned=skip_pruned)
+    except ValueError as error:
+        raise WireError(_misfit(parts, masks, lo, hi)) from error
     return target if out is None else out
 
 
-@cache
-def _implementation() -> ModuleType:
-    wanted = os.environ.get("FEDMPI_KERNELS", "")
-    if wanted not in ("", "native", "portable"):
-        raise ConfigError(f"FEDMPI_KERNELS={wanted!r} is unknown: unset it, or use native or portable")
-    if wanted == "portable":
-        return kernels_portable
-    try:
-        return import_module("fedmpi.sparse._native")  # optional: built only where a compiler was found
-    except ImportError as error:
-        if wanted == "native":
-            raise ConfigError(f"FEDMPI_KERNELS=native, but the extension is not built here: {error}") from error
-        return kernels_portable
+def _misfit(values: Sequence[Values], masks: Sequence[Mask], lo: int, hi: int) -> str:
+    """Name the first client whose values and mask do not go together (counting is left to the kernels till then)."""
+    for client, (part, mask) in enumerate(zip(values, masks, strict=True)):
+        if part.size != mask.count(lo, hi):
+            return f"client {client}: {part.size} values, its mask keeps {mask.count(lo, hi)} in {lo}:{hi}"
+    return f"values and masks do not go together in {lo}:{hi}"
 
 
 def _range(mask: Mask, lo: int, hi: int | None) -> tuple[int, Words]:
@@ -146,9 +137,14 @@ def _dense(array: Values, name: str, mask: Mask, lo: int, hi: int) -> Values:
 
 
 def _fit(array: Values, name: str, size: int) -> Values:
-    if array.dtype != np.float32 or array.shape != (size,) or not array.flags.c_contiguous:
-        found = f"{array.dtype}{list(array.shape)}"
-        raise WireError(f"{name} is {found}, the range needs a contiguous float32[{size}]")
+    if array.shape != (size,):
+        raise WireError(f"{name} has shape {list(array.shape)}, the range needs [{size}]")
+    return _vector(array, name)
+
+
+def _vector(array: Values, name: str) -> Values:
+    if array.dtype != np.float32 or array.ndim != 1 or not array.flags.c_contiguous:
+        raise WireError(f"{name} is {array.dtype}{list(array.shape)}, a contiguous float32 vector is needed")
     return array
 
 

@@ -4,6 +4,7 @@ Blocks of entries small enough to stay in cache, so temporary memory does not gr
 clients, float32, multiply then add) is that of the compiled kernels bit for bit.
 
 Each function sees one range of the flat vector: dense arrays of n entries and the uint64 words of their mask bits.
+Values that are not as many as mask bits raise ValueError, as they do in the compiled kernels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,16 +12,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["expand", "merge", "pack"]
+__all__ = ["checksum", "count", "expand", "merge", "pack"]
 
 Values = NDArray[np.float32]
 Words = NDArray[np.uint64]
 
+_BYTE_COUNTS = np.array([value.bit_count() for value in range(256)], np.uint8)
 BLOCK = 1 << 15  # entries; four float32 blocks and a block of positions fit a 1 MB cache
 
 
 def pack(dense: Values, words: Words, out: Values) -> None:
     """Write the kept entries of ``dense`` (float32[n]) to ``out`` (float32[count])."""
+    _check(out, words)
     end = 0
     for block, index in _blocks(words, dense.size):
         np.take(dense[block], index, out=out[end : end + index.size], mode="clip")  # in range; "raise" would buffer
@@ -29,6 +32,7 @@ def pack(dense: Values, words: Words, out: Values) -> None:
 
 def expand(values: Values, words: Words, out: Values) -> None:
     """Write ``values`` (float32[count]) to their places in ``out`` (float32[n]) and zeros elsewhere."""
+    _check(values, words)
     end = 0
     for block, index in _blocks(words, out.size):
         part = out[block]
@@ -58,10 +62,29 @@ def merge(
             out[lo : lo + size] = merged
 
 
+def count(words: Words) -> int:
+    """Return the number of set bits."""
+    if hasattr(np, "bitwise_count"):  # NumPy 2; the table costs twice as much
+        return int(np.bitwise_count(words).sum(dtype=np.int64))
+    return int(_BYTE_COUNTS[words.view(np.uint8)].sum(dtype=np.int64))
+
+
+def checksum(values: Values, odd: int) -> tuple[int, int]:
+    """Return xor and sum of the 64-bit words that pairs of values form; with ``odd``, value 0 is a high half."""
+    bits = values.view("<u4")
+    body = bits[odd:]
+    pairs = body[: body.size // 2 * 2].view("<u8")
+    high = int(bits[0]) << 32 if odd and bits.size else 0
+    low = int(body[-1]) if body.size % 2 else 0
+    xor64 = int(np.bitwise_xor.reduce(pairs)) ^ high ^ low
+    return xor64, (int(np.add.reduce(pairs)) + high + low) % (1 << 64)
+
+
 class _Client:
     """One client's values, handed out block by block."""
 
     def __init__(self, values: Values, words: Words, size: int) -> None:
+        _check(values, words)
         self._values = values
         self._blocks = _blocks(words, size)
         self._end = 0
@@ -71,6 +94,11 @@ class _Client:
         _, index = next(self._blocks)
         start, self._end = self._end, self._end + index.size
         return index, self._values[start : self._end]
+
+
+def _check(values: Values, words: Words) -> None:
+    if values.size != count(words):
+        raise ValueError(f"{values.size} values for {count(words)} mask bits")
 
 
 def _blocks(words: Words, size: int) -> Iterator[tuple[slice, NDArray[np.intp]]]:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import WireError
+from fedmpi.sparse.backend import implementation
 
 __all__ = ["Mask"]
 
 Words = NDArray[np.uint64]
 _WORD = np.dtype("<u8")
-_BYTE_COUNTS = np.array([value.bit_count() for value in range(256)], np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Mask:
         if lo >= hi:
             return 0
         first, last = lo // 64, (hi - 1) // 64
-        inner = popcount(self.words[first : last + 1])
+        inner = _count(self.words[first : last + 1])
         before = int(self.words[first]) & ((1 << lo % 64) - 1)
         after = int(self.words[last]) >> (hi - 64 * last)
         return inner - before.bit_count() - after.bit_count()
@@ -109,7 +109,7 @@ class Mask:
 
     @cached_property
     def _total(self) -> int:
-        return popcount(self.words)
+        return _count(self.words)
 
     @cached_property
     def hash(self) -> bytes:
@@ -144,8 +144,7 @@ class Mask:
         return other.words
 
 
-def popcount(words: Words) -> int:
+def _count(words: Words) -> int:
     """Return the number of set bits."""
-    if hasattr(np, "bitwise_count"):  # NumPy 2; it halves the cost of the table
-        return int(np.bitwise_count(words).sum(dtype=np.int64))
-    return int(_BYTE_COUNTS[words.view(np.uint8)].sum(dtype=np.int64))
+    total: int = implementation().count(words)
+    return total

@@ -1,0 +1,42 @@
+"""Which implementation computes: the compiled extension where it was built, NumPy elsewhere.
+
+Both give the same bits. ``FEDMPI_KERNELS=native`` or ``portable`` forces one.
+"""
+
+import os
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+from fedmpi.errors import ConfigError
+from fedmpi.sparse import kernels_portable
+
+__all__ = ["active", "implementation"]
+
+
+def active() -> str:
+    """Return what is in use: ``native (avx512)``, ``native (avx2)``, ``native (scalar)`` or ``portable``."""
+    module = implementation()
+    return "portable" if module is kernels_portable else f"native ({module.level()})"
+
+
+@cache
+def implementation() -> ModuleType:
+    """Return the module that computes: chosen once, on first use.
+
+    Raises
+    ------
+    ConfigError
+        ``FEDMPI_KERNELS`` is unknown, or demands an extension that was not built.
+    """
+    wanted = os.environ.get("FEDMPI_KERNELS", "")
+    if wanted not in ("", "native", "portable"):
+        raise ConfigError(f"FEDMPI_KERNELS={wanted!r} is unknown: unset it, or use native or portable")
+    if wanted == "portable":
+        return kernels_portable
+    try:
+        return import_module("fedmpi.sparse._native")
+    except ImportError as error:
+        if wanted == "native":
+            raise ConfigError(f"FEDMPI_KERNELS=native, but the extension is not built here: {error}") from error
+        return kernels_portable

@@ -1,0 +1,96 @@
+/* Plain C: any machine, and the ends of ranges for the vector levels. */
+#ifndef FEDMPI_SCALAR_H
+#define FEDMPI_SCALAR_H
+
+#include "common.h"
+
+static size_t count_scalar(const uint64_t *words, size_t n_words) {
+    size_t total = 0;
+    for (size_t i = 0; i < n_words; i++) total += COUNT(words[i]);
+    return total;
+}
+
+/* Pack words first, first + 1, ... to out + at. */
+static int pack_scalar(const float *dense, const uint64_t *words, size_t n, float *out, size_t count, size_t first,
+                       size_t at) {
+    for (size_t word = first; word * WORD < n; word++) {
+        const float *from = dense + word * WORD;
+        uint64_t bits = words[word];
+        if (COUNT(bits) > count - at) return -1;
+        if (bits == ALL_ONES) {
+            memcpy(out + at, from, WORD * sizeof(float));
+            at += WORD;
+            continue;
+        }
+        for (; bits; bits &= bits - 1) out[at++] = from[LOWEST(bits)];
+    }
+    return at == count ? 0 : -1;
+}
+
+static int expand_scalar(const float *values, size_t count, const uint64_t *words, float *out, size_t n, size_t first,
+                         size_t at) {
+    for (size_t word = first; word * WORD < n; word++) {
+        float *to = out + word * WORD;
+        size_t width = n - word * WORD < WORD ? n - word * WORD : WORD;
+        uint64_t bits = words[word];
+        if (COUNT(bits) > count - at) return -1;
+        if (bits == ALL_ONES) {
+            memcpy(to, values + at, WORD * sizeof(float));
+            at += WORD;
+            continue;
+        }
+        memset(to, 0, width * sizeof(float));
+        for (; bits; bits &= bits - 1) to[LOWEST(bits)] = values[at++];
+    }
+    return at == count ? 0 : -1;
+}
+
+static int add_scalar(Client *client, size_t word, float *numerator, float *denominator) {
+    uint64_t bits = client->words[word];
+    const size_t count = COUNT(bits);
+    const float weight = client->weight, *values = client->next;
+    if (count > client->left) return -1;
+    client->next += count;
+    client->left -= count;
+    if (bits == ALL_ONES) {
+        for (int i = 0; i < WORD; i++) {
+            float term = weight * values[i];
+            numerator[i] += term;
+            denominator[i] += weight;
+        }
+        return 0;
+    }
+    for (; bits; bits &= bits - 1) {
+        unsigned i = LOWEST(bits);
+        float term = weight * *values++;
+        numerator[i] += term;
+        denominator[i] += weight;
+    }
+    return 0;
+}
+
+/* Merge words first, first + 1, ... */
+static int merge_scalar(Merge *job, size_t first) {
+    float numerator[WORD], denominator[WORD];
+    for (size_t word = first; word * WORD < job->n; word++) {
+        size_t lo = word * WORD, width = job->n - lo < WORD ? job->n - lo : WORD;
+        uint64_t held = 0;
+        memset(numerator, 0, sizeof numerator);
+        memset(denominator, 0, sizeof denominator);
+        for (size_t k = 0; k < job->k; k++) {
+            held |= job->clients[k].words[word];
+            if (add_scalar(&job->clients[k], word, numerator, denominator)) return -1;
+        }
+        for (size_t i = 0; i < width; i++) {
+            if (!job->skip_pruned)
+                job->out[lo + i] = numerator[i] / job->total;
+            else if ((held >> i & 1) && denominator[i] != 0.0f)
+                job->out[lo + i] = numerator[i] / denominator[i];
+            else
+                job->out[lo + i] = job->old[lo + i];
+        }
+    }
+    return 0;
+}
+
+#endif
