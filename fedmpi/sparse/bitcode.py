@@ -3,12 +3,13 @@
 The vector may be a mask, the flips between two masks or the survivors that died: what the bits mean is
 :mod:`fedmpi.sparse.mask_codec`'s business.
 
-A record is one byte (coder in the low three bits, Rice parameter above), then, where the coder needs them, the number
-of coded positions and the stream length as variable-length integers, then the stream.
+A record is one byte that names the coder, then, where the coder needs them, the number of coded positions, the Golomb
+parameter and the length of a stream as variable-length integers, then the stream.
 """
 
 import zlib
 from enum import IntEnum
+from heapq import heapify, heappop, heapreplace
 from math import log2
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import WireError
-from fedmpi.sparse import rice
+from fedmpi.sparse import golomb
 
 __all__ = ["BitPlan", "Coder", "Reader", "decode_bits", "encode_bits", "entropy_bytes", "plan_bits"]
 
@@ -29,8 +30,8 @@ class Coder(IntEnum):
     NONE = 0  # no bit is set
     ALL = 1  # every bit is set
     BITMAP = 2  # as they are
-    RICE = 3  # gaps between set bits
-    RICE_INVERTED = 4  # gaps between clear bits
+    GOLOMB = 3  # gaps between set bits
+    GOLOMB_INVERTED = 4  # gaps between clear bits
     HUFFMAN = 5  # the bitmap's bytes, Huffman coded (a raw deflate stream without matches)
 
 
@@ -39,7 +40,7 @@ class BitPlan(NamedTuple):
 
     coder: Coder
     size: int
-    gaps: rice.RicePlan | None = None
+    gaps: golomb.GolombPlan | None = None
 
 
 def entropy_bytes(count: int, size: int) -> float:
@@ -57,7 +58,7 @@ def plan_bits(bits: Bits) -> BitPlan:
         return BitPlan(Coder.ALL if count else Coder.NONE, 1)
     bitmap = BitPlan(Coder.BITMAP, 1 + (bits.size + 7) // 8)
     inverted = 2 * count > bits.size
-    return min(bitmap, _plan_rice(bits, inverted=inverted), _plan_huffman(bits, bitmap.size), key=lambda p: p.size)
+    return min(bitmap, _plan_golomb(bits, inverted=inverted), _plan_huffman(bits, bitmap.size), key=lambda p: p.size)
 
 
 def encode_bits(bits: Bits, chosen: BitPlan) -> bytes:
@@ -65,9 +66,9 @@ def encode_bits(bits: Bits, chosen: BitPlan) -> bytes:
     if chosen.coder in (Coder.NONE, Coder.ALL):
         return bytes([chosen.coder])
     if chosen.gaps is not None:
-        positions = _coded_positions(bits, inverted=chosen.coder == Coder.RICE_INVERTED)
-        head = bytes([chosen.coder | chosen.gaps.k << 3]) + _varint(positions.size) + _varint(chosen.gaps.unary_bytes)
-        return head + rice.encode(positions, chosen.gaps.k)
+        positions = _coded_positions(bits, inverted=chosen.coder == Coder.GOLOMB_INVERTED)
+        numbers = (positions.size, chosen.gaps.m, chosen.gaps.unary_bytes)
+        return bytes([chosen.coder]) + b"".join(map(_varint, numbers)) + golomb.encode(positions, chosen.gaps.m)
     bitmap = np.packbits(bits, bitorder="little")
     if chosen.coder == Coder.HUFFMAN:
         stream = _deflate(bitmap)
@@ -84,14 +85,13 @@ def decode_bits(reader: "Reader", size: int) -> Bits:
     WireError
         Unknown coder, a stream that is cut, too long, not canonical or does not fit ``size``.
     """
-    first = reader.byte()
-    coder, k = first & 7, first >> 3
-    if coder > max(Coder) or (k and coder not in (Coder.RICE, Coder.RICE_INVERTED)):
-        raise WireError(f"mask section names unknown coder {first:#04x}; known are {', '.join(Coder.__members__)}")
+    coder = reader.byte()
+    if coder > max(Coder):
+        raise WireError(f"mask section names unknown coder {coder}; known are {', '.join(Coder.__members__)}")
     if coder in (Coder.NONE, Coder.ALL):
         return np.full(size, coder == Coder.ALL)
-    if coder in (Coder.RICE, Coder.RICE_INVERTED):
-        return _decode_rice(reader, size, k, inverted=coder == Coder.RICE_INVERTED)
+    if coder in (Coder.GOLOMB, Coder.GOLOMB_INVERTED):
+        return _decode_golomb(reader, size, inverted=coder == Coder.GOLOMB_INVERTED)
     bitmap_bytes = (size + 7) // 8
     if coder == Coder.HUFFMAN:
         bitmap = _inflate(reader.take(reader.varint(bitmap_bytes)), bitmap_bytes)
@@ -139,34 +139,43 @@ class Reader:
             raise WireError(f"mask section has {len(self._data) - self._at} bytes after its end")
 
 
-def _plan_rice(bits: Bits, *, inverted: bool) -> BitPlan:
+def _plan_golomb(bits: Bits, *, inverted: bool) -> BitPlan:
     positions = _coded_positions(bits, inverted=inverted)
-    chosen = rice.plan(positions, bits.size)
-    head = 1 + len(_varint(positions.size)) + len(_varint(chosen.unary_bytes))
-    return BitPlan(Coder.RICE_INVERTED if inverted else Coder.RICE, head + chosen.size, chosen)
+    chosen = golomb.plan(positions, bits.size)
+    head = 1 + sum(len(_varint(number)) for number in (positions.size, chosen.m, chosen.unary_bytes))
+    return BitPlan(Coder.GOLOMB_INVERTED if inverted else Coder.GOLOMB, head + chosen.size, chosen)
 
 
 def _plan_huffman(bits: Bits, bitmap_size: int) -> BitPlan:
-    """Estimate from the histogram of bytes: entropy, half a percent of code, 80 bytes of code table per 32 KiB."""
+    """Estimate: the exact length of a Huffman code for the bitmap's bytes, and 80 bytes of tables per 32 KiB of it."""
     histogram = np.bincount(np.packbits(bits, bitorder="little"), minlength=256)
-    shares = histogram[histogram > 0] / histogram.sum()
-    bits_per_byte = max(float(-(shares * np.log2(shares)).sum()), 1.0)
-    blocks = 1 + bitmap_size // (1 << 15)
-    return BitPlan(Coder.HUFFMAN, 4 + int(1.005 * bits_per_byte * bitmap_size / 8) + 80 * blocks)
+    tables = 80 * (1 + bitmap_size // (1 << 15))
+    return BitPlan(Coder.HUFFMAN, 4 + _huffman_bits(histogram[histogram > 0].tolist()) // 8 + tables)
 
 
-def _coded_positions(bits: Bits, *, inverted: bool) -> rice.Positions:
+def _huffman_bits(counts: list[int]) -> int:
+    """Return the bits that a Huffman code spends on symbols that occur ``counts`` times (at least one bit each)."""
+    if len(counts) == 1:
+        return counts[0]
+    heapify(counts)
+    total = 0
+    while len(counts) > 1:  # each merge of two subtrees makes all their symbols one bit longer
+        merged = heappop(counts) + counts[0]
+        heapreplace(counts, merged)
+        total += merged
+    return total
+
+
+def _coded_positions(bits: Bits, *, inverted: bool) -> golomb.Positions:
     return np.flatnonzero(~bits if inverted else bits)
 
 
-def _decode_rice(reader: Reader, size: int, k: int, *, inverted: bool) -> Bits:
-    count = reader.varint(size)
-    unary_bytes = reader.varint((size + 7) // 8)
-    if count == 0:
-        raise WireError("mask section has a Rice record without positions")
-    data = reader.take(unary_bytes + -(-count * k // 8))
+def _decode_golomb(reader: Reader, size: int, *, inverted: bool) -> Bits:
+    count, m, unary_bytes = reader.varint(size), reader.varint(size), reader.varint((size + 7) // 8)
+    if 0 in (count, m, unary_bytes):
+        raise WireError(f"mask section codes {count} positions with m = {m} in {unary_bytes} bytes: none may be 0")
     bits = np.full(size, inverted)
-    bits[rice.decode(data, unary_bytes, count, k, size)] = not inverted
+    bits[golomb.decode(reader.take, unary_bytes, count, m, size)] = not inverted
     return bits
 
 

@@ -25,11 +25,21 @@ class MaskMode(IntEnum):
     NONE = 0  # all entries are kept; empty section
     CACHED = 1  # the previous mask; empty section
     BITMAP = 2  # one bit per entry
-    TABLE = 3  # per tensor, the coder that needs the fewest bytes
-    SUBSET = 4  # per tensor, which survivors of the previous mask died
-    XOR = 5  # per tensor, which entries differ from the previous mask
+    TABLE = 3  # which entries are kept, by the coder that needs the fewest bytes
+    SUBSET = 4  # in the same way, which survivors of the previous mask died
+    XOR = 5  # in the same way, which entries differ from the previous mask
     ABSENT = 6  # the message has no values, so no mask either; empty section
 
+
+class Partition(IntEnum):
+    """The first byte of a coded section: what has a record of its own."""
+
+    TENSORS = 0  # each tensor of the layout: densities differ, so do the best coders
+    WHOLE = 1  # the vector as a whole: a change so small that a record per tensor would outweigh it
+
+
+# Records have about 7 bytes beside their streams, so below this size per tensor they may cost more than they gain.
+_SMALL = 1024
 
 EMPTY_MODES = (MaskMode.NONE, MaskMode.CACHED, MaskMode.ABSENT)
 DELTA_MODES = (MaskMode.SUBSET, MaskMode.XOR)
@@ -57,20 +67,18 @@ def encode_mask(mask: Mask, previous: Mask | None, layout: Layout) -> tuple[Mask
         return MaskMode.NONE, b""
     if previous is not None and mask == previous:
         return MaskMode.CACHED, b""
-    plans = _table_plan(mask, layout) if previous is None else _best_plan(mask, previous, layout)
-    section = b"".join(
-        encode_bits(bits, plan)
-        for bits, plan in zip(_vectors(plans.mode, mask, previous, layout), plans.plans, strict=True)
-    )
+    plan = _plan(MaskMode.TABLE, mask, None, layout) if previous is None else _best_plan(mask, previous, layout)
+    section = plan.encode(mask, previous, layout)
     if len(section) >= mask_bound(mask.size):
         return MaskMode.BITMAP, mask.bitmap.tobytes()
-    return plans.mode, section
+    return plan.mode, section
 
 
 def decode_mask(mode: int, section: bytes | memoryview, previous: Mask | None, layout: Layout, nnz: int) -> Mask:
     """Return the mask that a section says, which must keep exactly ``nnz`` entries.
 
-    Memory: the section and 9 bytes per entry of the largest tensor beside the mask itself.
+    Memory beside mask and section: at most 34 bytes per entry of the largest tensor, or of the vector where a section
+    of the WHOLE partition announces so many positions.
 
     Raises
     ------
@@ -87,32 +95,50 @@ def decode_mask(mode: int, section: bytes | memoryview, previous: Mask | None, l
     return mask
 
 
-class _Plans(NamedTuple):
+class _Plan(NamedTuple):
     mode: MaskMode
-    plans: list[BitPlan]
+    partition: Partition
+    records: list[BitPlan]
 
     @property
     def size(self) -> int:
-        return sum(plan.size for plan in self.plans)
+        return 1 + sum(record.size for record in self.records)
+
+    def encode(self, mask: Mask, previous: Mask | None, layout: Layout) -> bytes:
+        vectors = _vectors(self.mode, mask, previous, _places(self.partition, layout))
+        records = (encode_bits(bits, record) for bits, record in zip(vectors, self.records, strict=True))
+        return bytes([self.partition]) + b"".join(records)
 
 
-def _best_plan(mask: Mask, previous: Mask, layout: Layout) -> _Plans:
+def _best_plan(mask: Mask, previous: Mask, layout: Layout) -> _Plan:
     mode = MaskMode.XOR if mask.difference(previous).count() else MaskMode.SUBSET
-    delta = _Plans(mode, [plan_bits(bits) for bits in _vectors(mode, mask, previous, layout)])
+    delta = _plan(mode, mask, previous, layout)
     counts = ((mask.count(t.slice.start, t.slice.stop), t.slice.stop - t.slice.start) for t in layout.tensors)
     if delta.size <= sum(entropy_bytes(count, size) for count, size in counts):
         return delta
-    return min(delta, _table_plan(mask, layout), key=lambda plans: plans.size)
+    return min(delta, _plan(MaskMode.TABLE, mask, None, layout), key=lambda plan: plan.size)
 
 
-def _table_plan(mask: Mask, layout: Layout) -> _Plans:
-    return _Plans(MaskMode.TABLE, [plan_bits(bits) for bits in _vectors(MaskMode.TABLE, mask, None, layout)])
+def _plan(mode: MaskMode, mask: Mask, previous: Mask | None, layout: Layout) -> _Plan:
+    plan = _partitioned(Partition.TENSORS, mode, mask, previous, layout)
+    if plan.size > _SMALL * len(layout.tensors):
+        return plan
+    return min(plan, _partitioned(Partition.WHOLE, mode, mask, previous, layout), key=lambda plan: plan.size)
 
 
-def _vectors(mode: MaskMode, mask: Mask, previous: Mask | None, layout: Layout) -> Iterator[NDArray[np.bool_]]:
-    """Yield for each tensor the bits that ``mode`` codes."""
-    for tensor in layout.tensors:
-        lo, hi = tensor.slice.start, tensor.slice.stop
+def _partitioned(partition: Partition, mode: MaskMode, mask: Mask, previous: Mask | None, layout: Layout) -> _Plan:
+    vectors = _vectors(mode, mask, previous, _places(partition, layout))
+    return _Plan(mode, partition, [plan_bits(bits) for bits in vectors])
+
+
+def _places(partition: Partition, layout: Layout) -> list[slice]:
+    return [slice(0, layout.size)] if partition == Partition.WHOLE else [tensor.slice for tensor in layout.tensors]
+
+
+def _vectors(mode: MaskMode, mask: Mask, previous: Mask | None, places: list[slice]) -> Iterator[NDArray[np.bool_]]:
+    """Yield for each place the bits that ``mode`` codes."""
+    for place in places:
+        lo, hi = place.start, place.stop
         kept = mask.to_bool(lo, hi)
         if mode == MaskMode.TABLE or previous is None:
             yield kept
@@ -130,12 +156,16 @@ def _decode(mode: MaskMode, section: bytes | memoryview, previous: Mask | None, 
     if mode == MaskMode.CACHED and previous is not None:
         return previous
     reader = Reader(section)
-    mask = _pack((_decode_tensor(mode, reader, previous, t.slice) for t in layout.tensors), layout)
+    first = reader.byte()
+    if first not in list(Partition):
+        raise WireError(f"mask section has unknown partition {first}; known are {', '.join(Partition.__members__)}")
+    places = _places(Partition(first), layout)
+    mask = _pack(places, (_decode_bits(mode, reader, previous, place) for place in places), layout.size)
     reader.finish()
     return mask
 
 
-def _decode_tensor(mode: MaskMode, reader: Reader, previous: Mask | None, place: slice) -> NDArray[np.bool_]:
+def _decode_bits(mode: MaskMode, reader: Reader, previous: Mask | None, place: slice) -> NDArray[np.bool_]:
     size = place.stop - place.start
     if mode == MaskMode.TABLE or previous is None:
         return decode_bits(reader, size)
@@ -147,15 +177,14 @@ def _decode_tensor(mode: MaskMode, reader: Reader, previous: Mask | None, place:
     return kept
 
 
-def _pack(vectors: Iterable[NDArray[np.bool_]], layout: Layout) -> Mask:
-    """Put the tensors' bits together, one tensor unpacked at a time."""
-    bitmap = np.zeros(mask_bound(layout.size), np.uint8)
-    for tensor, bits in zip(layout.tensors, vectors, strict=True):
-        first, shift = divmod(tensor.slice.start, 8)
-        shifted = np.concatenate([np.zeros(shift, np.bool_), bits])
-        packed = np.packbits(shifted, bitorder="little")
+def _pack(places: list[slice], vectors: Iterable[NDArray[np.bool_]], size: int) -> Mask:
+    """Put the places' bits together, one place unpacked at a time."""
+    bitmap = np.zeros(mask_bound(size), np.uint8)
+    for place, bits in zip(places, vectors, strict=True):
+        first, shift = divmod(place.start, 8)
+        packed = np.packbits(np.concatenate([np.zeros(shift, np.bool_), bits]), bitorder="little")
         bitmap[first : first + packed.size] |= packed
-    return Mask.from_bytes(bitmap, layout.size)
+    return Mask.from_bytes(bitmap, size)
 
 
 def _check_section(mode: MaskMode, length: int, previous: Mask | None, layout: Layout) -> None:
