@@ -77,7 +77,8 @@ class Run:
 
     def __repr__(self) -> str:
         """Return path, status, rounds and clients in one line."""
-        return f"Run({str(self.path)!r}, {self.status}, {self.rounds} rounds, {len(self.clients)} clients)"
+        status = self.status if self._file else "closed"
+        return f"Run({str(self.path)!r}, {status}, {self.rounds} rounds, {len(self.clients)} clients)"
 
     @property
     def status(self) -> str:

@@ -60,10 +60,9 @@ def round_rows(
     sizes = {"client": len(names[0]), "layer": len(names[1])}
     check_messages(messages, round, sizes["client"])
     sums = traffic(messages, sizes["client"])
-    clients = _agreed("clients", clients, sums)
+    rows = _checked("clients", _agreed("clients", clients, sums), sizes)
     scalars = _agreed("rounds", scalars, round_traffic(sums))
-    scalars = {**_means(clients), **scalars, "messages": len(messages)}
-    rows = _checked("rounds", scalars, sizes) | _checked("clients", clients, sizes)
+    rows |= _checked("rounds", {**_means(rows), **scalars, "messages": len(messages)}, sizes)
     if sizes["layer"] or layers:
         rows |= _checked("layers", layers, sizes)
     numbers = {f"{group}/round": np.asarray(round, np.int64) for group in ("rounds", "clients", "layers")}
@@ -80,11 +79,11 @@ def _agreed(group: str, given: Values, sums: Values) -> dict[str, Any]:
     return {**given, **sums}
 
 
-def _means(clients: Values) -> dict[str, float]:
+def _means(rows: Rows) -> dict[str, float]:
     """Mean over the clients that have a value; NaN where none has."""
     means = {}
     for name, source in _MEANS.items():
-        values = np.asarray(clients.get(source, np.nan), np.float64)
+        values = rows.get(f"clients/{source}", np.array(np.nan))
         known = values[~np.isnan(values)]
         means[name] = float(known.mean()) if known.size else float("nan")
     return means

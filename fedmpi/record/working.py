@@ -14,8 +14,8 @@ from fedmpi.record.access import progress
 from fedmpi.record.texts import set_root_text
 from fedmpi.record.values import Rows
 
-_STRUCTURE_BYTES: Final = 1 << 20
-"""Room for what HDF5 adds beside new chunks (their index): under 0.3 MB for all datasets together."""
+_STRUCTURE_BYTES: Final = 512 << 10
+"""Room for what HDF5 adds beside new chunks (their index): under 0.3 MB for all datasets together, once per block."""
 
 
 class WorkingFile:

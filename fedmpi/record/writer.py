@@ -218,10 +218,15 @@ class RunWriter:
             raise
 
     def _finish(self, status: str, error: str) -> None:
-        """State how the run ended, which needs no disk space, then pack, which does."""
-        with record_errors(self.path, self.committed):
-            self._file.set_texts(status=status, error=error, stopped=utc_now())
-            self._file.close()
+        """State how the run ended, which needs no disk space, then pack, which does and may fail."""
+        try:
+            with record_errors(self.path, self.committed):
+                self._file.set_texts(status=status, error=error, stopped=utc_now())
+                self._file.close()
+        except RecordError as problem:
+            if not self._failed:
+                raise
+            _log.warning("how the run ended is not in its file: %s", problem)  # the first error is told by its own
         try:
             with record_errors(self.path, self.committed):
                 rebuild.pack(self.path)
