@@ -72,7 +72,7 @@ def train(config: str | None, overrides: Sequence[str], out: Path | None, progre
     from fedmpi.config import load_config  # noqa: PLC0415
 
     settings = load_config(config, overrides)
-    limit_threads(settings.compute.threads)
+    fix_environment(settings.compute.threads)
     from mpi4py import MPI  # noqa: PLC0415
 
     from fedmpi.console import View  # noqa: PLC0415
@@ -82,11 +82,12 @@ def train(config: str | None, overrides: Sequence[str], out: Path | None, progre
     run(comm, settings, out, View(progress=progress if comm.rank == 0 else False))
 
 
-def limit_threads(threads: int) -> None:
-    """Set the thread pools of this process before NumPy and torch start theirs.
+def fix_environment(threads: int) -> None:
+    """Set what must be set before NumPy, torch and cuBLAS start: thread pools, and a deterministic workspace.
 
     The number of threads is part of the result's bits, so the configuration decides and not the launcher's environment.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
 

@@ -100,6 +100,8 @@ def train_local(
         weight_decay=config.local.weight_decay,
         fused=True,
     )
+    scaler = torch.amp.GradScaler(viewing.device.type, enabled=viewing.precision is torch.float16)
+    stepper = Stepper(optimizer, scaler, keep)
     report = TrainingReport(np.full(len(task.images), -1, np.int64))
     for epoch in range(config.local.last_round_epochs if task.last_round else config.local.epochs):
         for group in optimizer.param_groups:
@@ -107,7 +109,7 @@ def train_local(
         start = time.perf_counter()
         memory, index = _proxies(model, task, config, viewing, report)
         report.seconds_cluster += time.perf_counter() - start
-        _train_epoch(model, teacher, keep, optimizer, memory, index, task, epoch, config, viewing, report)
+        _train_epoch(model, teacher, stepper, memory, index, task, epoch, config, viewing, report)
     return report
 
 
@@ -160,8 +162,7 @@ def _proxies(
 def _train_epoch(
     model: nn.Module,
     teacher: nn.Module,
-    keep: Sequence[tuple[nn.Parameter, torch.Tensor]],
-    optimizer: torch.optim.Optimizer,
+    stepper: "Stepper",
     memory: ProxyMemory,
     index: NDArray[np.int64],
     task: Task,
@@ -182,7 +183,7 @@ def _train_epoch(
                 f"the loss is not finite in round {task.round}, epoch {epoch}, batch {count}: {terms}; lower local.lr"
             )
             raise TrainingError(message)
-        _step(optimizer, losses[0], keep)
+        stepper.step(losses[0])
         memory.update(features.detach(), proxies)
         sums += values
         count += 1
@@ -246,17 +247,25 @@ def _losses(
     return features, (total, intra, inter, kl)
 
 
-def _step(
-    optimizer: torch.optim.Optimizer, loss: torch.Tensor, keep: Sequence[tuple[nn.Parameter, torch.Tensor]]
-) -> None:
-    """Take one step that leaves pruned weights at exactly zero.
+@dataclass(frozen=True)
+class Stepper:
+    """Optimizer steps that leave pruned weights at exactly zero.
 
     With a zero weight and a zero gradient Adam's moments stay zero, weight decay included, so masking the gradient is
-    enough.
+    enough. The scaler keeps fp16 gradients from underflowing and does nothing at other precisions.
     """
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    for parameter, mask in keep:
-        if parameter.grad is not None:
-            parameter.grad.mul_(mask)
-    optimizer.step()
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    keep: Sequence[tuple[nn.Parameter, torch.Tensor]]
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Go one step down the gradient of ``loss``."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        for parameter, mask in self.keep:
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
