@@ -39,8 +39,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield (float32[b, 3, height, width], int64[b] positions in `images`) for each entry of `indices`.
 
-    Unreadable images are left out of their batch and added to ``images.bad``; there is one result per entry, empty (b = 0)
-    when nothing of it is readable.
+    Unreadable images are left out of their batch and added to ``images.bad``. There is one result per entry, empty
+    (b = 0) when nothing of it is readable.
     The result is the same for any number of workers and whether or not images were cached.
 
     Parameters

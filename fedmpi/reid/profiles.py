@@ -27,7 +27,9 @@ class Profile:
     views
         In how many of the cameras an identity is seen, inclusive range.
     shots
-        Images per identity and camera, inclusive range; a test identity has one more, the query, in two cameras.
+        Training images per identity and camera, inclusive range.
+    test_shots
+        The same in the gallery; a test identity has one image more, the query, in two of its cameras.
     long_names
         Whether files are named as in Market-1501 (``0002_c1s1_000451_00``) or as in the small sets
         (``cam_1_00002_00000``).
@@ -41,6 +43,7 @@ class Profile:
     extra: int = 0
     views: tuple[int, int] = (2, 2)
     shots: tuple[int, int]
+    test_shots: tuple[int, int] = (2, 3)
     long_names: bool = False
     domain: Domain
 

@@ -38,6 +38,10 @@ SUBSETS = ("train_all", "query", "gallery")
 
 NAMES = tuple(PROFILES)
 
+FIRST_TEST = 5001
+"""Number of the first test identity: above all training identities, and with the others below 10 000 (four digits)."""
+MOST_SHOTS = 98
+"""Images per identity and camera at most."""
 LOOKS, CAMERA, PRESENCE, SHOT = range(4)
 """What a generator of the stream is for; the `round` of its address."""
 
@@ -103,38 +107,46 @@ def _draw(data: DataConfig, seed: int, name: str, slots: list[Slot]) -> NDArray[
 def plan_client(data: DataConfig, seed: int, name: str) -> list[Slot]:
     """Return the images of client `name` in the order of their files: by subset, identity, camera, shot.
 
-    Identities are numbered from 1: first those of training, then those of query and gallery, then those that are
-    only in the gallery. A test identity has one query in each of two of its cameras.
+    Training identities are numbered from 1, those of query and gallery from `FIRST_TEST`, followed by those that are
+    only in the gallery. A test identity has one query in each of two of its cameras. A person's looks depend on the number
+    alone, so that a change of `data.synthetic.identities` adds or removes people and leaves the others as they are.
     """
     profile = PROFILES[name]
     factor = float(data.synthetic.identities)
     train, test = (max(2, round(factor * number)) for number in (profile.train, profile.test))
-    extra = round(factor * profile.extra)
-    slots: list[Slot] = []
-    for pid in range(1, train + test + extra + 1):
+    only_gallery = round(factor * profile.extra)
+
+    def seen(pid: int, shots: tuple[int, int]) -> list[tuple[int, int]]:
         rng = generator(seed, Stream.SYNTHETIC, client=NAMES.index(name), round=PRESENCE, step=pid)
-        seen = _presence(rng, profile, float(data.synthetic.images))
-        if pid <= train:
-            slots += [Slot("train_all", pid, camid, shot) for camid, shots in seen for shot in range(shots)]
-        else:
-            slots += _test_slots(pid, seen, only_gallery=pid > train + test)
+        return _presence(rng, profile, shots, float(data.synthetic.images))
+
+    slots = [
+        Slot("train_all", pid, camid, shot)
+        for pid in range(1, train + 1)
+        for camid, shots in seen(pid, profile.shots)
+        for shot in range(shots)
+    ]
+    for number in range(test + only_gallery):
+        pid = FIRST_TEST + number
+        slots += _test_slots(pid, seen(pid, profile.test_shots), queries=2 if number < test else 0)
     return sorted(slots, key=lambda slot: (SUBSETS.index(slot.subset), slot.pid, slot.camid, slot.shot))
 
 
-def _presence(rng: np.random.Generator, profile: Profile, factor: float) -> list[tuple[int, int]]:
+def _presence(
+    rng: np.random.Generator, profile: Profile, shots: tuple[int, int], factor: float
+) -> list[tuple[int, int]]:
     """Return (camera, number of images) for the cameras that see one identity."""
     views = int(rng.integers(profile.views[0], profile.views[1] + 1))
     cameras = np.sort(rng.permutation(profile.cameras)[:views] + 1)
-    shots = rng.integers(profile.shots[0], profile.shots[1] + 1, size=views)
-    return [
-        (int(camera), min(99, max(1, round(factor * int(count))))) for camera, count in zip(cameras, shots, strict=True)
-    ]
+    counts = np.clip(np.rint(factor * rng.integers(shots[0], shots[1] + 1, size=views)), 1, MOST_SHOTS)
+    return [(int(camera), int(count)) for camera, count in zip(cameras, counts, strict=True)]
 
 
-def _test_slots(pid: int, seen: list[tuple[int, int]], *, only_gallery: bool) -> list[Slot]:
-    queries = [] if only_gallery else [Slot("query", pid, camid, 0) for camid, _ in seen[:2]]
-    start = {slot.camid: 1 for slot in queries}
-    return queries + [
+def _test_slots(pid: int, seen: list[tuple[int, int]], *, queries: int) -> list[Slot]:
+    """Return the test images of one identity: shot 0 of its first `queries` cameras is the query, the rest gallery."""
+    asked = [Slot("query", pid, camid, 0) for camid, _ in seen[:queries]]
+    start = {slot.camid: 1 for slot in asked}
+    return asked + [
         Slot("gallery", pid, camid, shot)
         for camid, shots in seen
         for shot in range(start.get(camid, 0), shots + start.get(camid, 0))
