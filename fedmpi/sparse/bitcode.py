@@ -154,14 +154,13 @@ def _plan_huffman(bits: Bits, bitmap_size: int) -> BitPlan:
 
 
 def _huffman_bits(counts: list[int]) -> int:
-    """Return the bits that a Huffman code spends on symbols that occur ``counts`` times (at least one bit each)."""
-    if len(counts) == 1:
-        return counts[0]
-    heapify(counts)
+    """Return the bits that a Huffman code spends on symbols that occur ``counts`` times and one end-of-block symbol."""
+    heap = [1, *counts]
+    heapify(heap)
     total = 0
-    while len(counts) > 1:  # each merge of two subtrees makes all their symbols one bit longer
-        merged = heappop(counts) + counts[0]
-        heapreplace(counts, merged)
+    while len(heap) > 1:  # each merge of two subtrees makes all their symbols one bit longer
+        merged = heappop(heap) + heap[0]
+        heapreplace(heap, merged)
         total += merged
     return total
 

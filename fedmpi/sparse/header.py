@@ -15,9 +15,9 @@ __all__ = ["HEADER_SIZE", "Flag", "Header", "Kind", "ValueCoding"]
 MAGIC = b"FMS1"
 VERSION = 1
 HEADER_SIZE = 128
-_FORMAT = struct.Struct("<4s4BHHIIIIIQQQQIIQQ8s16sI12x")
+_FORMAT = struct.Struct("<4s4BHHIIIIIQQQQIIQQ8s16sI8s4x")
 _CHECKSUM_AT = slice(12, 16)
-_RESERVED = 12
+_RESERVED = 4
 
 
 class Kind(IntEnum):
@@ -76,6 +76,7 @@ class Header:
     layout_hash: bytes
     mask_hash: bytes
     payload_crc: int
+    base_hash: bytes
 
     def pack(self) -> bytes:
         """Return the 128 bytes.

@@ -49,8 +49,9 @@ def expand(values: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: 
     """
     hi, words = _range(mask, lo, hi)
     target = np.empty(hi - lo, np.float32) if out is None else _dense(out, "out", mask, lo, hi)
+    _vector(values, "values")
     try:
-        implementation().expand(_vector(values, "values"), words, target)
+        implementation().expand(values, words, target)
     except ValueError as error:
         raise WireError(f"{values.size} values, the mask keeps {mask.count(lo, hi)} in {lo}:{hi}") from error
     return target if out is None else out

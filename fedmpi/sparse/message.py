@@ -140,6 +140,7 @@ def encode_head(head: Head, layout: Layout, previous: Mask | None) -> tuple[NDAr
         layout_hash=layout.hash,
         mask_hash=bytes(16) if head.mask is None else head.mask.hash,
         payload_crc=zlib.crc32(payload),
+        base_hash=bytes(8) if previous is None else previous.hash[:8],
     )
     header.check(layout, head.scalars.size)
     data = np.frombuffer(header.pack() + payload, np.uint8)
@@ -245,18 +246,17 @@ def _decode_mask(header: Header, section: memoryview, layout: Layout, epoch: int
     if needs_memory and previous is None:
         mode = MaskMode(header.mask_mode).name
         raise MaskOutOfStepError(f"{who}: mask mode {mode} and no mask is remembered: ask for a resync")
+    if needs_memory and previous is not None and previous.hash[:8] != header.base_hash:
+        found, wanted = header.base_hash.hex(), previous.hash[:8].hex()
+        raise MaskOutOfStepError(
+            f"{who}: mask epoch {epoch} has hash {found} there and {wanted} here: ask for a resync"
+        )
     if header.mask_mode == MaskMode.ABSENT:
         return None
-    if header.mask_mode == MaskMode.CACHED and previous is not None and previous.hash != header.mask_hash:
-        raise _other_mask(who, header, previous)
     mask = decode_mask(header.mask_mode, section, previous, layout, header.nnz)
     if mask.hash != header.mask_hash:
-        raise _other_mask(who, header, mask)
+        found, wanted = mask.hash.hex(), header.mask_hash.hex()
+        raise MaskOutOfStepError(
+            f"{who}: the mask comes out with hash {found}, the header says {wanted}: ask for a resync"
+        )
     return mask
-
-
-def _other_mask(who: str, header: Header, mask: Mask) -> MaskOutOfStepError:
-    return MaskOutOfStepError(
-        f"{who}: mask hash {mask.hash.hex()}, the header says {header.mask_hash.hex()} for epoch {header.epoch}: "
-        "ask for a resync"
-    )
