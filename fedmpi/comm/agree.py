@@ -10,8 +10,10 @@ ValueError: ...``. The exchange is an 8-byte status to the server and an 8-byte 
 failure.
 """
 
+import math
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,11 +21,13 @@ import numpy as np
 from mpi4py import MPI
 
 from fedmpi.comm.ranks import SERVER, Ranks
-from fedmpi.comm.waiting import Patience
+from fedmpi.comm.waiting import Patience, keep_alive
 from fedmpi.errors import FedmpiError, RankFailure
 
 STATUS_BYTES = 8
 MAX_TEXT = 2000
+GRACE_SECONDS = 4.0
+"""How long ranks may go on working after one has failed; then the story is told without them, and the job ends."""
 
 
 @dataclass
@@ -47,17 +51,21 @@ def control_bytes(ranks: Ranks) -> int:
 
 @contextmanager
 def agree(ranks: Ranks, name: str, patience: Patience) -> Iterator[Stage]:
-    """*Collective*. Run the body; leave normally only if it succeeded on every rank."""
+    """*Collective*. Run the body; leave normally only if it succeeded on every rank.
+
+    Errors carry the story that all ranks have heard as a note (PEP 678), so that one rank can tell it for all.
+    """
     stage, error = Stage(name, patience.notice), None
     try:
         yield stage
     except (Exception, SystemExit) as caught:  # noqa: BLE001 - whatever it is, the other ranks must hear of it
         error = _as_exception(caught, name)
     story = _exchange(ranks, stage, error, patience)
+    if story:
+        error = error or RankFailure(story)
+        error.add_note(story)
     if error is not None:
         raise error
-    if story:
-        raise RankFailure(story)
 
 
 def _as_exception(caught: BaseException, name: str) -> Exception:
@@ -70,37 +78,68 @@ def _as_exception(caught: BaseException, name: str) -> Exception:
 
 
 def _describe(ranks: Ranks, stage: Stage, error: Exception) -> bytes:
-    who = f"rank {ranks.rank} ({socket.gethostname()})"
-    if stage.client is not None:
-        who = f"client {stage.client} on {who}"
+    who = [f"client {stage.client}"] if stage.client is not None else []
+    who += [f"rank {ranks.rank} ({socket.gethostname()})"] if ranks.size > 1 else []
     what = str(error) if isinstance(error, FedmpiError) else f"{type(error).__name__}: {error}"
-    return f"{stage.name}: {who}: {what}".encode()[:MAX_TEXT]
+    return ": ".join([stage.name, *([" on ".join(who)] if who else []), what]).encode()[:MAX_TEXT]
 
 
 def _exchange(ranks: Ranks, stage: Stage, error: Exception | None, patience: Patience) -> str:
-    """Return the story of the first rank that failed, or an empty string."""
+    """Return the story of the first rank that failed, the same on all ranks, or an empty string."""
     mine = _describe(ranks, stage, error) if error is not None else b""
     if ranks.is_server:
-        texts = [mine, *_collect(ranks, stage, patience)]
-        story = next((text for text in texts if text), b"")
-        _tell(ranks, story, patience)
-        return story.decode(errors="replace")
-    _send(ranks, SERVER, mine, patience)
-    return _receive(ranks, SERVER, f"{stage.name}: the verdict of the server", patience).decode(errors="replace")
+        texts, late = _collect(ranks, stage, mine, patience)
+        story = _story(texts)
+        _tell(ranks, [rank for rank in texts if rank != SERVER and rank not in late], story, patience)
+    else:
+        _send(ranks, SERVER, mine, patience)
+        story = _receive(ranks, SERVER, f"{stage.name}: the verdict of the server", patience)
+    return story.decode(errors="replace")
 
 
-def _collect(ranks: Ranks, stage: Stage, patience: Patience) -> list[bytes]:
-    """Return the text of every other rank (empty = success), in rank order."""
-    lengths = np.zeros((ranks.size - 1, 1), np.int64)
-    requests = [ranks.control.Irecv(lengths[i], i + 1) for i in range(ranks.size - 1)]
-    for i, request in enumerate(requests):
-        clients = [c for c, host in enumerate(ranks.hosts) if host == i + 1]
-        patience.wait(request, f"{stage.name}: rank {i + 1} with client(s) {clients}")
-    return [_receive_text(ranks, i + 1, int(n), patience) for i, n in enumerate(lengths[:, 0])]
+def _collect(ranks: Ranks, stage: Stage, mine: bytes, patience: Patience) -> tuple[dict[int, bytes], set[int]]:
+    """Return the text of every rank (empty = success), and who has not come.
+
+    Once a rank has failed, the others are waited for only a little longer: they may be in the middle of an hour's work
+    that nobody needs any more.
+    """
+    lengths = np.zeros((ranks.size, 1), np.int64)
+    awaited = {rank: ranks.control.Irecv(lengths[rank], rank) for rank in range(1, ranks.size)}
+    texts = {SERVER: mine}
+    first_failure = math.inf
+
+    def settled() -> bool:
+        nonlocal first_failure
+        for rank in [rank for rank, request in awaited.items() if request.Test()]:
+            del awaited[rank]
+            texts[rank] = _receive_text(ranks, rank, int(lengths[rank, 0]), patience)
+        if any(texts.values()):
+            first_failure = min(first_failure, time.monotonic())
+        return not awaited or time.monotonic() > first_failure + GRACE_SECONDS
+
+    try:
+        patience.until(settled, lambda: f"{stage.name}: {_who(ranks, min(awaited))}")
+    except RankFailure as failure:
+        texts[min(awaited)] = str(failure).encode()
+    keep_alive([*awaited.values(), lengths])
+    return dict(sorted(texts.items())), set(awaited)
 
 
-def _tell(ranks: Ranks, story: bytes, patience: Patience) -> None:
-    for other in range(1, ranks.size):
+def _who(ranks: Ranks, rank: int) -> str:
+    clients = [str(c) for c, host in enumerate(ranks.hosts) if host == rank]
+    return f"{'clients' if len(clients) > 1 else 'client'} {', '.join(clients)} on rank {rank}"
+
+
+def _story(texts: Mapping[int, bytes]) -> bytes:
+    failed = [text for text in texts.values() if text]
+    if len(failed) < 2:
+        return failed[0] if failed else b""
+    more = len(failed) - 1
+    return failed[0] + f" ({more} more {'ranks' if more > 1 else 'rank'} failed too)".encode()
+
+
+def _tell(ranks: Ranks, others: Iterable[int], story: bytes, patience: Patience) -> None:
+    for other in others:
         _send(ranks, other, story, patience)
 
 
@@ -119,7 +158,7 @@ def _receive(ranks: Ranks, source: int, what: str, patience: Patience) -> bytes:
 
 
 def _receive_text(ranks: Ranks, source: int, length: int, patience: Patience) -> bytes:
-    if not 0 < length <= MAX_TEXT:
+    if not 0 < length <= 2 * MAX_TEXT:
         return b"" if length == 0 else f"rank {source} sent a status of {length} bytes".encode()
     text = np.empty(length, np.uint8)
     patience.wait(ranks.control.Irecv([text, MPI.BYTE], source), f"the story of rank {source}")

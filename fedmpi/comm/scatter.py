@@ -134,13 +134,17 @@ class Scatter:
     ) -> None:
         """Send heads, then the values range by range; at most two ranges are in flight, so memory stays small."""
         hosts, comm = self._ranks.hosts, self._ranks.comm
-        before: list[MPI.Request] = [comm.Isend([heads[c], MPI.BYTE], hosts[c]) for c in away]
+        before = {c: comm.Isend([heads[c], MPI.BYTE], hosts[c]) for c in away}
         for lo, hi in self._segments:
             packed = {c: pack(theta, address.positions, lo, hi) for c, address in away.items()}
-            now = [comm.Isend(values, hosts[c]) for c, values in packed.items() if values.size]
-            self._patience.wait_all(before, "clients to take the model")
+            now = {c: comm.Isend(values, hosts[c]) for c, values in packed.items() if values.size}
+            self._wait_for_takers(before)
             before = now
-        self._patience.wait_all(before, "clients to take the model")
+        self._wait_for_takers(before)
+
+    def _wait_for_takers(self, sends: Mapping[int, MPI.Request]) -> None:
+        for c, request in sends.items():
+            self._patience.wait(request, f"client {c} on rank {self._ranks.hosts[c]} to take the model")
 
     def _receive(self, kind: Kind, round: int, addresses: dict[int, Address]) -> dict[int, Parcel]:
         comm, limit = self._ranks.comm, head_bound(self._layout, 0)

@@ -5,7 +5,7 @@ can last as long as training polls instead.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,17 @@ from fedmpi.errors import RankFailure, WireError
 
 def ignore(_: str) -> None:
     """Take no notice."""
+
+
+_kept_alive: list[object] = []
+
+
+def keep_alive(objects: Iterable[object]) -> None:
+    """Keep abandoned requests and their buffers, since a late message would write into freed memory.
+
+    Only for a process that is about to end.
+    """
+    _kept_alive.extend(objects)
 
 
 @dataclass(frozen=True)
@@ -31,24 +42,29 @@ class Patience:
     deadline: float = 7200.0
     notice: Callable[[str], None] = ignore
 
-    def until(self, done: Callable[[], bool], what: str) -> None:
+    def until(self, done: Callable[[], bool], what: str | Callable[[], str]) -> None:
         """Return once ``done()`` holds; raise ``RankFailure`` naming ``what`` at the deadline. *Not collective.*"""
         pause, end = self.first, time.monotonic() + self.deadline
         while not done():
+            awaited = what if isinstance(what, str) else what()
             if time.monotonic() > end:
-                message = f"no answer within {self.deadline:g} s: {what} (comm.deadline_s sets the limit)"
+                message = f"no answer within {self.deadline:g} s: {awaited} (comm.deadline_s sets the limit)"
                 raise RankFailure(message)
-            self.notice(what)
+            self.notice(awaited)
             time.sleep(pause)
             pause = min(2 * pause, self.longest)
 
     def wait(self, request: MPI.Request, what: str) -> None:
         """Return once ``request`` is complete. *Not collective.*"""
-        self.until(request.Test, what)
+        self.wait_all([request], what)
 
     def wait_all(self, requests: list[MPI.Request], what: str) -> None:
         """Return once all ``requests`` are complete, and empty the list. *Not collective.*"""
-        self.until(lambda: MPI.Request.Testall(requests), what)
+        try:
+            self.until(lambda: MPI.Request.Testall(requests), what)
+        except RankFailure:
+            keep_alive(requests)
+            raise
         requests.clear()
 
     def receive_bytes(self, comm: MPI.Intracomm, source: int, limit: int, what: str) -> NDArray[np.uint8]:
