@@ -3,24 +3,30 @@
 Help, version and completion import neither torch nor mpi4py: commands import what they run.
 """
 
+import contextlib
+import hashlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import click
 
 from fedmpi import __version__
-from fedmpi.errors import ConfigError, DataError, FedmpiError, LaunchError, RankFailure
+from fedmpi.errors import ConfigError, DataError, FedmpiError, LaunchError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BUG = 0, 1, 2, 70
-FAREWELL_SECONDS = 3.0
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
+FAREWELL_SECONDS = 2.5
 """How long a failing rank waits for the others to fail as well, before it ends the job for all."""
+RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+"""Set by launchers in every process that they start."""
 
 
 class LazyGroup(click.Group):
@@ -94,41 +100,77 @@ def fix_environment(threads: int) -> None:
 
 def main() -> NoReturn:
     """Run the command line and leave with the right code; under MPI, never leave other ranks behind."""
-    code = EXIT_OK
     try:
         code = cli(standalone_mode=False) or EXIT_OK
-    except click.exceptions.Abort:
-        code = _report("interrupted", 130)
-    except click.ClickException as error:
-        code = _report(error.format_message(), EXIT_USAGE)
-    except RankFailure as error:
-        # The rank that failed has spoken; the server repeats it, since its output is what people keep.
-        code = _report(str(error), EXIT_FAILED, only_first=True)
-    except (ConfigError, DataError, LaunchError) as error:
-        code = _report(str(error), EXIT_USAGE)
-    except FedmpiError as error:
-        code = _report(str(error), EXIT_FAILED)
-    except KeyboardInterrupt:
-        code = _report("interrupted", 130)
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else EXIT_FAILED
-    except BaseException:  # noqa: BLE001 - a bug: show all of it, and free the other ranks
-        traceback.print_exc()
-        code = _report("this is a bug in fedmpi; please report the lines above", EXIT_BUG)
-    _leave(code)
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
+        _fail(error)
+    sys.exit(code)
 
 
-def _report(message: str, code: int, *, only_first: bool = False) -> int:
+def _fail(error: BaseException) -> NoReturn:
+    """Say once what failed and leave; a rank that fails alone ends the whole job.
+
+    The ranks meet once more, for a short time. If all come, all have failed: they agree on the exit code, and of those
+    that have the same to say the first one says it. If not, the others are in the middle of something and would wait
+    for this rank for ever.
+    """
+    code, told, text = _exit_code(error), bool(getattr(error, "__notes__", ())), _text(error)
     comm = _world()
-    rank = comm.rank if comm is not None else 0
-    if not only_first or rank == 0:
-        where = f" (rank {rank})" if comm is not None and comm.size > 1 else ""
-        click.echo(f"fedmpi: error{where}: {message}", err=True)
-    return code
+    if comm is None or comm.size == 1:
+        if isinstance(error, SystemExit):
+            raise error
+        _say(text, "" if _is_first_launched() else None)
+        sys.exit(code)
+    try:
+        everyone = _meet(comm, code, text)
+        if everyone is not None:
+            same = [rank for rank, (_, digest) in enumerate(everyone) if digest == everyone[comm.rank][1]]
+            where = "" if told or len(same) == comm.size else f" (rank {comm.rank})"
+            _say(text, where if comm.rank == same[0] else None)
+            sys.exit(max(theirs for theirs, _ in everyone))
+        _say(text, "" if told else f" (rank {comm.rank})")
+    except Exception:  # noqa: BLE001 - even failing failed
+        traceback.print_exc()
+    sys.stderr.flush()
+    comm.Abort(code)
+    sys.exit(code)  # not reached where Abort does its work
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) and error.code else EXIT_FAILED
+    if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
+        return EXIT_INTERRUPTED
+    if isinstance(error, click.ClickException | ConfigError | DataError | LaunchError):
+        return EXIT_USAGE
+    return EXIT_FAILED if isinstance(error, FedmpiError) else EXIT_BUG
+
+
+def _text(error: BaseException) -> str:
+    """Return what a person should read: one line for what was expected, everything for a bug."""
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r}) was called in the middle of the run"
+    if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
+        return "interrupted"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, FedmpiError):
+        return "\n".join(getattr(error, "__notes__", ())) or str(error)
+    lines = "".join(traceback.format_exception(error))
+    return f"this is a bug in fedmpi; please report these lines:\n{lines.rstrip()}"
+
+
+def _say(text: str, where: str | None) -> None:
+    if where is not None:
+        click.echo(f"fedmpi: error{where}: {text}", err=True)
 
 
 def _world() -> "MPI.Intracomm | None":
-    """Return COMM_WORLD if MPI was started and is still up."""
+    """Return COMM_WORLD if MPI is up; it is started for the purpose when a launcher has started several of us."""
+    if "mpi4py.MPI" not in sys.modules and _launched_rank() is not None:
+        with contextlib.suppress(ImportError, RuntimeError):
+            import_module("mpi4py.MPI")
     module = sys.modules.get("mpi4py.MPI")
     if module is None or not module.Is_initialized() or module.Is_finalized():
         return None
@@ -136,20 +178,28 @@ def _world() -> "MPI.Intracomm | None":
     return world
 
 
-def _leave(code: int) -> NoReturn:
-    """Leave with ``code``; a rank that fails alone ends the whole job.
+def _launched_rank() -> str | None:
+    """Return the rank that a launcher gave this process; whether MPI sees it as well is another question."""
+    return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), None)
 
-    After an error the ranks meet once more, for a short time. If all come, all have failed and each leaves calmly. If
-    not, the others wait for this one somewhere, and would wait for ever.
+
+def _is_first_launched() -> bool:
+    return _launched_rank() in {None, "0"}
+
+
+def _meet(comm: "MPI.Intracomm", code: int, text: str) -> list[tuple[int, int]] | None:
+    """Return (exit code, digest of the text) of every rank; None when some do not come.
+
+    Rank 0 waits less than the others: if it is here, it speaks for all, and then ends the job.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    comm = _world()
-    if code != EXIT_OK and comm is not None and comm.size > 1:
-        from fedmpi.comm import Patience  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
 
-        try:
-            Patience(deadline=FAREWELL_SECONDS).wait(comm.Ibarrier(), "all ranks to fail")
-        except FedmpiError:
-            comm.Abort(code)
-    sys.exit(code)
+    digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
+    mine, everyone = np.array([code, digest], np.int64), np.empty((comm.size, 2), np.int64)
+    request = comm.Iallgather(mine, everyone)
+    end = time.monotonic() + FAREWELL_SECONDS * (1 if comm.rank == 0 else 2)
+    while not request.Test():
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.01)
+    return [(int(theirs), int(digest)) for theirs, digest in everyone]
