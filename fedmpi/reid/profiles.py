@@ -60,6 +60,7 @@ PROFILES: dict[str, Profile] = {
         extra=4,
         views=(3, 5),
         shots=(2, 3),
+        test_shots=(1, 2),
         long_names=True,
         domain=Domain(
             Wardrobe(
@@ -83,6 +84,7 @@ PROFILES: dict[str, Profile] = {
         extra=4,
         views=(3, 4),
         shots=(2, 3),
+        test_shots=(1, 2),
         long_names=True,
         domain=Domain(
             Wardrobe(

@@ -108,7 +108,7 @@ def plan_client(data: DataConfig, seed: int, name: str) -> list[Slot]:
     """Return the images of client `name` in the order of their files: by subset, identity, camera, shot.
 
     Training identities are numbered from 1, those of query and gallery from `FIRST_TEST`, followed by those that are
-    only in the gallery. A test identity has one query in each of two of its cameras. A person's looks depend on the number
+    only in the gallery. A test identity has one query in each of two of its cameras. Looks depend on a person's number
     alone, so that a change of `data.synthetic.identities` adds or removes people and leaves the others as they are.
     """
     profile = PROFILES[name]
