@@ -4,8 +4,8 @@ Help, version and completion import neither torch nor mpi4py: commands import wh
 """
 
 import contextlib
-import hashlib
 import ctypes
+import hashlib
 import os
 import sys
 import time
@@ -103,8 +103,8 @@ def fix_environment(threads: int) -> None:
 def keep_freed_memory() -> None:
     """Ask glibc to keep freed blocks instead of giving them back to the kernel.
 
-    Training on a CPU frees and takes the same activations in every step; as fresh pages from the kernel they cost a tenth
-    of the time with one process, and more with nine. Other C libraries are left as they are.
+    Training on a CPU frees and takes the same activations in every step; as fresh pages from the kernel they cost a
+    tenth of the time with one process, and more with nine. Other C libraries are left as they are.
     """
     mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
