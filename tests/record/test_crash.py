@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -219,3 +220,23 @@ def test_ordinary_readers_open_the_file_while_it_is_written(tmp_path):
     child.kill()
     assert seen == sorted(seen)
     assert seen[-1] > seen[0]
+
+
+def written_bytes():
+    """Bytes that this process has passed to write calls, by the kernel's count."""
+    with Path("/proc/self/io").open(encoding="ascii") as lines:
+        return int(dict(line.split(": ") for line in lines)["wchar"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs the Linux kernel's count of written bytes")
+def test_a_round_costs_the_same_however_long_the_file(create):
+    """A round writes its own rows and one object header per dataset, not the file."""
+    writer = create(rounds=256)
+    costs = {}
+    for r in range(202):
+        table = sample.messages(r)[:6]
+        before = written_bytes()
+        writer.commit(r, sample.scalars(r), sample.clients(r), sample.layers(r), table)
+        costs[r] = written_bytes() - before
+    assert costs[200] == costs[4]
+    assert costs[200] < writer.path.stat().st_size / 5
