@@ -59,6 +59,8 @@ def batches(
     if plans is not None and len(plans) != len(indices):
         message = f"{len(plans)} plans for {len(indices)} batches"
         raise ValueError(message)
+    if not indices:
+        return
     job = _Job(images.pixels, list(indices), height, width, None if plans is None else list(plans))
     small = len(images) * height * width * 3 <= cache_bytes
     if small or workers == 0 or isinstance(images.pixels, MemoryPixels):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from fedmpi.reid.figure import Figure, Pose, shade
+from fedmpi.reid.figure import Figure
 from fedmpi.reid.people import COLOURS
+from fedmpi.reid.skeleton import Pose, shade
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

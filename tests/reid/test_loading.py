@@ -120,6 +120,11 @@ def test_two_sizes_do_not_mix(files):
         assert torch.equal(tensor, plain_batch([resize(array[2], *size)]))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_batches(files, workers):
+    assert list(batches(files[0], [], 32, 16, workers=workers, cache_bytes=0)) == []
+
+
 def test_one_plan_per_batch(files):
     with pytest.raises(ValueError, match="2 plans for 4 batches"):
         _collect(files[0], plans=_plans()[:2])
