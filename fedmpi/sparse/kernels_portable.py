@@ -25,7 +25,7 @@ def pack(dense: Values, words: Words, out: Values) -> None:
     """Write the kept entries of ``dense`` (float32[n]) to ``out`` (float32[count])."""
     _check(out, words)
     end = 0
-    for block, index in _blocks(words, dense.size):
+    for block, _, index in _blocks(words, dense.size):
         np.take(dense[block], index, out=out[end : end + index.size], mode="clip")  # in range; "raise" would buffer
         end += index.size
 
@@ -34,7 +34,7 @@ def expand(values: Values, words: Words, out: Values) -> None:
     """Write ``values`` (float32[count]) to their places in ``out`` (float32[n]) and zeros elsewhere."""
     _check(values, words)
     end = 0
-    for block, index in _blocks(words, out.size):
+    for block, _, index in _blocks(words, out.size):
         part = out[block]
         part.fill(0)
         part[index] = values[end : end + index.size]
@@ -48,18 +48,26 @@ def merge(
     clients = [_Client(v, w, old.size) for v, w in zip(values, words, strict=True)]
     with np.errstate(all="ignore"):  # non-finite values pass through and are the caller's to refuse
         for lo in range(0, old.size, BLOCK):
-            size = min(BLOCK, old.size - lo)
-            numerator = np.zeros(size, np.float32)
-            denominator = np.zeros(size, np.float32)
-            held = np.zeros(size, np.bool_)
-            for client, weight in zip(clients, weights, strict=True):
-                index, block_values = client.next_block()
-                numerator[index] += weight * block_values
-                denominator[index if skip_pruned else slice(None)] += weight
-                held[index] = True
-            np.logical_and(held, denominator != 0, out=held) if skip_pruned else held.fill(np.True_)
-            merged = np.where(held, numerator / denominator, old[lo : lo + size])
-            out[lo : lo + size] = merged
+            part = old[lo : lo + BLOCK]
+            numerator, denominator, has_mean = _sums(clients, weights, part.size, skip_pruned=skip_pruned)
+            out[lo : lo + BLOCK] = np.where(has_mean, numerator / denominator, part)
+
+
+def _sums(
+    clients: Sequence["_Client"], weights: Values, size: int, *, skip_pruned: bool
+) -> tuple[Values, Values, NDArray[np.bool_]]:
+    """Return numerator, denominator and where there is a mean, over the next ``size`` entries of all clients.
+
+    A client that does not keep an entry adds 0 to its denominator: no bit changes, and it is faster than skipping it.
+    """
+    numerator, denominator = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    held = np.zeros(size, np.bool_)
+    for client, weight in zip(clients, weights, strict=True):
+        kept, index, values = client.next_block()
+        numerator[index] += weight * values
+        denominator += kept[:size] * weight if skip_pruned else weight
+        held |= kept[:size]
+    return numerator, denominator, held & (denominator != 0) if skip_pruned else np.ones(size, np.bool_)
 
 
 def count(words: Words) -> int:
@@ -89,11 +97,11 @@ class _Client:
         self._blocks = _blocks(words, size)
         self._end = 0
 
-    def next_block(self) -> tuple[NDArray[np.intp], Values]:
-        """Return the kept positions within the next block, and their values."""
-        _, index = next(self._blocks)
+    def next_block(self) -> tuple[NDArray[np.bool_], NDArray[np.intp], Values]:
+        """Return which entries of the next block are kept, as bools and as positions, and their values."""
+        _, kept, index = next(self._blocks)
         start, self._end = self._end, self._end + index.size
-        return index, self._values[start : self._end]
+        return kept, index, self._values[start : self._end]
 
 
 def _check(values: Values, words: Words) -> None:
@@ -101,9 +109,9 @@ def _check(values: Values, words: Words) -> None:
         raise ValueError(f"{values.size} values for {count(words)} mask bits")
 
 
-def _blocks(words: Words, size: int) -> Iterator[tuple[slice, NDArray[np.intp]]]:
-    """Yield each block's place and the kept positions within it."""
+def _blocks(words: Words, size: int) -> Iterator[tuple[slice, NDArray[np.bool_], NDArray[np.intp]]]:
+    """Yield each block's place and the kept entries within it, as bools and as positions."""
     bitmap = words.view(np.uint8)
     for lo in range(0, size, BLOCK):
-        bits = np.unpackbits(bitmap[lo // 8 : (lo + BLOCK) // 8], bitorder="little")
-        yield slice(lo, min(lo + BLOCK, size)), np.flatnonzero(bits.view(np.bool_))
+        kept = np.unpackbits(bitmap[lo // 8 : (lo + BLOCK) // 8], bitorder="little").view(np.bool_)
+        yield slice(lo, min(lo + BLOCK, size)), kept, np.flatnonzero(kept)
