@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
+from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,7 +73,8 @@ def batches(
         results: Iterator[_Result] = map(job.__getitem__, range(len(indices)))
     else:
         job.known_bad = frozenset(images.bad)
-        results = iter(_loader(job, workers))
+        with _main_hidden():
+            results = iter(_loader(job, workers))
     for tensor, good, bad in results:
         images.bad.update(bad)
         yield tensor, good
@@ -138,6 +142,17 @@ def _loader(job: _Job, workers: int) -> DataLoader[_Result]:
         multiprocessing_context=context,
         generator=torch.Generator().manual_seed(0),  # otherwise the loader draws from the global generator
     )
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Hide the main program while workers start: they would run it again, and it may import mpi4py and so start MPI."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def check_bad_share(images: ImageList, max_share: float) -> None:

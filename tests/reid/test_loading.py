@@ -1,5 +1,8 @@
 """Batches: same result whoever reads, unreadable images left out and counted."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +87,27 @@ def test_workers_change_nothing(files):
     for (left, good), (right, also) in zip(alone, shared, strict=True):
         assert torch.equal(left, right)
         np.testing.assert_array_equal(good, also)
+
+
+MAIN = """
+import sys
+import numpy as np
+from fedmpi.reid.images import FilePixels, ImageList
+from fedmpi.reid.loading import batches
+if __name__ != "__main__":
+    sys.exit("a worker ran the main program, where a rank would start MPI")
+labels = np.zeros(2, dtype=np.int64)
+images = ImageList(labels, labels, FilePixels(tuple(sys.argv[1:]), "a/train", 8.0))
+print([good.tolist() for _, good in batches(images, [np.array([1]), np.array([0])], 8, 8, workers=1, cache_bytes=0)])
+"""
+
+
+def test_workers_do_not_run_the_main_program(files, tmp_path):
+    program = tmp_path / "main.py"
+    program.write_text(MAIN)
+    command = [sys.executable, str(program), *files[0].pixels.paths[:2]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("[[1], [0]]\n", 0), done.stderr
 
 
 class _Counting(FilePixels):
