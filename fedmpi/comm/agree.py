@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from mpi4py import MPI
@@ -93,7 +93,9 @@ def _exchange(ranks: Ranks, stage: Stage, error: Exception | None, patience: Pat
         _tell(ranks, [rank for rank in texts if rank != SERVER and rank not in late], story, patience)
     else:
         _send(ranks, SERVER, mine, patience)
-        story = _receive(ranks, SERVER, f"{stage.name}: the verdict of the server", patience)
+        # The server gives up first and tells who is late.
+        longer = replace(patience, deadline=patience.deadline + 2 * GRACE_SECONDS)
+        story = _receive(ranks, SERVER, f"{stage.name}: the verdict of the server", longer)
     return story.decode(errors="replace")
 
 
