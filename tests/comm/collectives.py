@@ -1,0 +1,214 @@
+"""Run under mpirun by test_collectives.py: every check on every rank, against plain float64 loops over dense vectors.
+
+Rank 0 prints ``digest <hex>`` of all that was merged, which must not depend on the number of ranks.
+"""
+
+import hashlib
+import sys
+import time
+import traceback
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from fedmpi.comm import Address, Direction, Known, Meter, Patience, Ranks, Reduce, Scatter, gather_rows
+from fedmpi.comm.ranks import check_same, host_names, place
+from fedmpi.errors import LaunchError
+from fedmpi.sparse import Head, Kind, Layout, Mask, values_checksum
+
+CLIENTS = 4
+SEGMENT_BYTES = (256, 4096, 1 << 20)
+PATIENCE = Patience(deadline=60.0)
+torch.set_num_threads(1)
+
+
+def small_layout() -> Layout:
+    module = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Conv2d(16, 33, 3), nn.Linear(33, 7))
+    return Layout.of(module)
+
+
+LAYOUT = small_layout()
+N, B = LAYOUT.size, LAYOUT.buffer_size
+assert N % 64, "the last range must be a short one"
+
+
+class Case:
+    """The same numbers on every rank, however many there are."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.old = rng.standard_normal(N).astype(np.float32)
+        self.buffers = rng.standard_normal(B).astype(np.float32)
+        self.kept = {c: rng.random(N) < density for c, density in enumerate((1.1, 0.5, -1.0, 0.05))}
+        for kept in self.kept.values():
+            kept[100:700] = False  # whole ranges that nobody keeps
+        self.kept[0][:64] = True
+        self.masks = {c: Mask.from_bool(kept) for c, kept in self.kept.items()}
+        self.dense = {c: rng.standard_normal(N).astype(np.float32) * 10.0**c for c in range(CLIENTS)}
+        self.values = {c: self.dense[c][self.kept[c]] for c in range(CLIENTS)}
+        self.client_buffers = {c: rng.standard_normal(B).astype(np.float32) for c in range(CLIENTS)}
+
+
+def jitter(ranks: Ranks, seed: int) -> None:
+    """Make ranks come in another order every time."""
+    time.sleep(0.02 * np.random.default_rng((seed, ranks.rank)).random())
+
+
+def check_scatter(ranks: Ranks, case: Case) -> None:
+    for turn, segment_bytes in enumerate(SEGMENT_BYTES):
+        meter = Meter()
+        scatter = Scatter(ranks, LAYOUT, segment_bytes=segment_bytes, patience=PATIENCE, meter=meter)
+        named = ranks.clients if ranks.is_server else ranks.hosted
+        addresses = {c: Address(case.masks[c], 5 + c) for c in named}
+        jitter(ranks, turn)
+        source = (case.old, case.buffers) if ranks.is_server else None
+        parcels = scatter(Kind.MODEL, turn, addresses, source, since=time.perf_counter())
+        assert sorted(parcels) == list(ranks.hosted)
+        for c, parcel in parcels.items():
+            np.testing.assert_array_equal(parcel.values, case.old[case.kept[c]])
+            np.testing.assert_array_equal(parcel.buffers, case.buffers)
+        check_meter(ranks, meter, Direction.DOWN, turn, case, scalars=0)
+
+
+def check_meter(ranks: Ranks, meter: Meter, direction: Direction, round: int, case: Case, scalars: int) -> None:
+    messages, _ = meter.take()
+    assert [m.client for m in messages] == (list(ranks.clients) if ranks.is_server else [])
+    for m in messages:
+        assert (m.direction, m.round) == (direction, round)
+        assert (m.header, m.values, m.buffers) == (128, 4 * int(case.kept[m.client].sum()), 4 * B)
+        assert m.scalars == 8 * scalars
+        assert m.dense == 128 + 4 * N + 4 * B + 8 * scalars
+        assert m.total == m.header + m.values + m.buffers + m.scalars + m.mask
+
+
+def exchange(ranks: Ranks, case: Case, segment_bytes: int, turn: int, weights: dict[int, float], skip: bool):
+    """Send heads and values up; return the merged vector, the heads and the meter of the server."""
+    meter = Meter()
+    reduce = Reduce(ranks, LAYOUT, segment_bytes=segment_bytes, max_scalars=2, patience=PATIENCE, meter=meter)
+    full = Mask.full(N)
+    outgoing = {
+        c: (
+            Head(
+                kind=Kind.UPDATE,
+                round=turn,
+                client=c,
+                base_epoch=7,
+                epoch=8,
+                mask=case.masks[c],
+                buffers=case.client_buffers[c],
+                scalars=np.array([c + 0.5, -c]),
+                values_checksum=values_checksum(case.values[c]),
+                segments=reduce.segments,
+            ),
+            full,
+        )
+        for c in ranks.hosted
+    }
+    known = {c: Known(full, 7) for c in ranks.clients} if ranks.is_server else {}
+    jitter(ranks, 10 + turn)
+    heads = reduce.heads(Kind.UPDATE, turn, outgoing, known, since=time.perf_counter())
+    values = {c: case.values[c] for c in ranks.hosted}
+    theta = case.old.copy() if ranks.is_server else None
+    masks = {c: head.mask for c, head in heads.items()} if ranks.is_server else {c: case.masks[c] for c in values}
+    jitter(ranks, 20 + turn)
+    reduce.merge(values, masks, heads, weights if ranks.is_server else {}, theta, skip_pruned=skip)
+    return theta, heads, meter
+
+
+def masked_mean(case: Case, weights: dict[int, float], skip: bool) -> np.ndarray:
+    """The definition, entry by entry of dense float64 vectors."""
+    total, share, held = np.zeros(N), np.zeros(N), np.zeros(N, bool)
+    for c, w in weights.items():
+        total += w * np.where(case.kept[c], case.dense[c].astype(np.float64), 0.0)
+        share += w * (case.kept[c] if skip else 1.0)
+        held |= case.kept[c]
+    if not skip:
+        return total / share
+    return np.where(held, total / np.where(held, share, 1.0), case.old.astype(np.float64))
+
+
+def check_merge(ranks: Ranks, case: Case, digest) -> None:
+    everyone = {0: 0.4, 1: 0.3, 2: 0.2, 3: 0.1}
+    for weights, skip in ((everyone, True), (everyone, False), ({1: 0.9, 3: 0.1}, True), ({2: 1.0}, True)):
+        results = []
+        for turn, segment_bytes in enumerate(SEGMENT_BYTES):
+            theta, heads, meter = exchange(ranks, case, segment_bytes, turn, weights, skip)
+            if not ranks.is_server:
+                assert heads == {}
+                continue
+            check_heads(case, heads)
+            check_meter(ranks, meter, Direction.UP, turn, case, scalars=2)
+            results.append(theta)
+        if ranks.is_server:
+            expected = masked_mean(case, weights, skip)
+            scale = sum(w * np.abs(case.dense[c]) for c, w in weights.items()) / sum(weights.values())
+            assert (np.abs(results[0] - expected) <= 1e-6 * np.maximum(scale, np.abs(expected))).all()
+            for other in results[1:]:
+                assert other.tobytes() == results[0].tobytes(), "segments changed the bits"
+            if skip:
+                untouched = ~np.any([case.kept[c] for c in weights], axis=0)
+                assert untouched.sum() >= 600
+                assert results[0][untouched].tobytes() == case.old[untouched].tobytes()
+            digest.update(results[0].tobytes())
+
+
+def check_heads(case: Case, heads: dict[int, Head]) -> None:
+    assert list(heads) == list(range(CLIENTS))
+    for c, head in heads.items():
+        assert (head.client, head.epoch) == (c, 8)
+        np.testing.assert_array_equal(head.mask.to_bool(), case.kept[c])
+        np.testing.assert_array_equal(head.buffers, case.client_buffers[c])
+        np.testing.assert_array_equal(head.scalars, [c + 0.5, -c])
+
+
+def check_gather(ranks: Ranks) -> None:
+    meter, width = Meter(), 3
+    rows = {c: np.array([c, 10.0 * c, np.nan if c == 2 else -c]) for c in ranks.hosted}
+    table = gather_rows(ranks, rows, width, PATIENCE, meter)
+    assert (table is None) == (not ranks.is_server)
+    if table is not None:
+        expected = [[c, 10.0 * c, np.nan if c == 2 else -c] for c in range(CLIENTS)]
+        np.testing.assert_array_equal(table, expected)
+        assert meter.control == (0 if ranks.size == 1 else 8 * width * CLIENTS)
+
+
+def check_set_up(comm: MPI.Intracomm, ranks: Ranks) -> None:
+    assert ranks.hosts == place(CLIENTS, comm.size)
+    assert len(host_names(comm)) == comm.size
+    everyone = comm.allgather(ranks.hosted)
+    assert sorted(c for hosted in everyone for c in hosted) == list(range(CLIENTS))
+    assert comm.size == 1 or (everyone[0] == () and max(map(len, everyone)) - min(map(len, everyone[1:])) <= 1)
+    check_same(comm, configuration="the same", version="1")
+    if comm.size > 1:
+        with pytest.raises(LaunchError, match=f"configuration: rank {comm.size - 1} differs from rank 0"):
+            check_same(comm, version="1", configuration="other" if comm.rank == comm.size - 1 else "one")
+
+
+def main() -> None:
+    comm = MPI.COMM_WORLD
+    ranks = Ranks.create(comm, CLIENTS)
+    assert ranks.comm.rank == comm.rank
+    assert MPI.Comm.Compare(ranks.comm, comm) == MPI.CONGRUENT  # a duplicate: our messages meet nobody else's
+    digest = hashlib.sha256()
+    check_set_up(comm, ranks)
+    for seed in (1, 2):
+        case = Case(seed)
+        check_scatter(ranks, case)
+        check_merge(ranks, case, digest)
+    check_gather(ranks)
+    ranks.free()
+    comm.Barrier()
+    if comm.rank == 0:
+        print("digest", digest.hexdigest())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BaseException:  # noqa: BLE001 - one rank's failed check must end the job
+        traceback.print_exc()
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(1)

@@ -1,0 +1,91 @@
+import time
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from fedmpi.comm import Patience
+from fedmpi.errors import RankFailure, WireError
+
+
+class Clock:
+    """A world in which only sleeping takes time."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.naps = 0.0, []
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.sleep)
+
+    def sleep(self, seconds):
+        self.naps.append(seconds)
+        self.now += seconds
+
+
+def test_looks_often_at_first_and_then_every_longest(monkeypatch):
+    clock = Clock(monkeypatch)
+    Patience(first=1e-3, longest=5e-3).until(lambda: len(clock.naps) == 6, "x")
+    np.testing.assert_allclose(clock.naps, [1e-3, 2e-3, 4e-3, 5e-3, 5e-3, 5e-3])
+
+
+def test_what_is_there_already_costs_no_sleep(monkeypatch):
+    clock = Clock(monkeypatch)
+    Patience().until(lambda: True, "x")
+    assert clock.naps == []
+
+
+def test_the_deadline_names_what_is_late_as_it_is_then(monkeypatch):
+    clock = Clock(monkeypatch)
+    with pytest.raises(RankFailure, match=r"no answer within 0\.5 s: rank 3, since \d+ looks .*comm\.deadline_s"):
+        Patience(deadline=0.5).until(lambda: False, lambda: f"rank 3, since {len(clock.naps)} looks")
+    assert 0.5 < clock.now < 0.52
+
+
+def test_a_person_is_told_at_every_look(monkeypatch):
+    clock, seen = Clock(monkeypatch), []
+    Patience(notice=seen.append).until(lambda: len(clock.naps) == 3, "rank 1")
+    assert seen == ["rank 1"] * 3
+
+
+class TestSelf:
+    """With real messages, from this process to itself."""
+
+    def test_receives_bytes_of_unknown_number(self):
+        sent = np.arange(1000, dtype=np.uint8)
+        request = MPI.COMM_SELF.Isend(sent, 0)
+        received = Patience(deadline=5).receive_bytes(MPI.COMM_SELF, 0, 1000, "the head")
+        Patience(deadline=5).wait(request, "the send")
+        np.testing.assert_array_equal(received, sent)
+
+    def test_more_than_fits_is_refused_before_memory_is_taken(self):
+        comm = MPI.COMM_SELF.Dup()
+        request = comm.Isend(np.zeros(1001, np.uint8), 0)
+        with pytest.raises(WireError, match=r"the head: 1001 bytes announced, at most 1000 fit the layout"):
+            Patience(deadline=5).receive_bytes(comm, 0, 1000, "the head")
+        request.Cancel()
+        request.Free()
+
+    def test_nobody_sends(self):
+        comm = MPI.COMM_SELF.Dup()
+        with pytest.raises(RankFailure, match="the head of client 4"):
+            Patience(deadline=0.05).receive_bytes(comm, 0, 10, "the head of client 4")
+        comm.Free()
+
+    def test_a_list_of_requests_is_emptied(self):
+        buffers = [np.zeros(3), np.ones(3)]
+        requests = [MPI.COMM_SELF.Irecv(buffers[0], 0), MPI.COMM_SELF.Isend(buffers[1], 0)]
+        Patience(deadline=5).wait_all(requests, "both")
+        assert requests == []
+        np.testing.assert_array_equal(buffers[0], buffers[1])
+
+    def test_buffers_of_given_up_requests_stay(self):
+        comm = MPI.COMM_SELF.Dup()
+        buffer = np.zeros(3)
+        request = comm.Irecv(buffer, 0)
+        with pytest.raises(RankFailure):
+            Patience(deadline=0.02).wait(request, "nobody")
+        from fedmpi.comm import waiting
+
+        assert any(kept is request for kept in waiting._kept_alive)
+        comm.Isend(np.ones(3), 0).Wait()
+        request.Wait()
+        np.testing.assert_array_equal(buffer, 1)
