@@ -79,6 +79,13 @@ def test_drawing_is_a_function_of_seed_client_and_configuration():
     assert not np.array_equal(_array(first.query)[0], _array(other.query)[0])
 
 
+def test_clients_of_the_same_style_still_have_people_of_their_own(monkeypatch):
+    monkeypatch.setitem(synthetic.PROFILES, "viper", synthetic.PROFILES["cuhk01"])
+    left, right = (_array(draw_client(_data(identities=0.1), 0, name).query) for name in ("cuhk01", "viper"))
+    assert left.shape == right.shape
+    assert np.abs(left.astype(int) - right).mean(axis=(1, 2, 3)).min() > 5
+
+
 def test_factors_scale_numbers_and_leave_people_as_they_are():
     base, fewer, more = (draw_client(_data(identities=factor), 0, "3dpes") for factor in (1.0, 0.5, 2.0))
     for subset in ("train", "query", "gallery"):

@@ -94,14 +94,17 @@ def test_offsets_reach_both_ends_evenly():
     assert abs(int(plan.flip.sum()) - 3500) < 210
 
 
-def test_erased_boxes_follow_torchvisions_distribution():
-    height, width, count = 64, 32, 4000
+@pytest.mark.parametrize(("height", "width"), [(64, 32), (10, 30)])  # in the second many attempts do not fit
+def test_erased_boxes_follow_torchvisions_distribution(height, width):
+    count = 4000
     ours = AugmentPlan.draw(np.random.default_rng(9), count, height, width, _augment(erase=1.0)).erase
     top, left, high, wide = ours.T
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (top + high <= height).all()
     assert (left + wide <= width).all()
+    assert (high < height).all()  # never the full height or width
+    assert (wide < width).all()
     torch.manual_seed(0)
     blank = torch.zeros(3, height, width)
     theirs = np.array(
