@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["checksum", "count", "expand", "merge", "pack"]
+__all__ = ["checksum", "count", "deposit", "expand", "extract", "merge", "pack"]
 
 Values = NDArray[np.float32]
 Words = NDArray[np.uint64]
@@ -77,6 +77,20 @@ def count(words: Words) -> int:
     return int(_BYTE_COUNTS[words.view(np.uint8)].sum(dtype=np.int64))
 
 
+def extract(words: Words, select: Words, out: Words) -> None:
+    """Write the bits of ``words`` at the ones of ``select`` to ``out``, one after the other."""
+    packed = np.packbits(_bits(words)[_bits(select)], bitorder="little")
+    out.fill(0)
+    out.view(np.uint8)[: packed.size] = packed
+
+
+def deposit(packed: Words, select: Words, out: Words) -> None:
+    """Write successive bits of ``packed`` to the ones of ``select`` in ``out``, and zeros elsewhere."""
+    chosen = _bits(select)
+    chosen[chosen] = _bits(packed)[: count(select)]
+    out.view(np.uint8)[:] = np.packbits(chosen, bitorder="little")
+
+
 def checksum(values: Values, odd: int) -> tuple[int, int]:
     """Return xor and sum of the 64-bit words that pairs of values form; with ``odd``, value 0 is a high half."""
     bits = values.view("<u4")
@@ -102,6 +116,10 @@ class _Client:
         _, kept, index = next(self._blocks)
         start, self._end = self._end, self._end + index.size
         return kept, index, self._values[start : self._end]
+
+
+def _bits(words: Words) -> NDArray[np.bool_]:
+    return np.unpackbits(words.view(np.uint8), bitorder="little").view(np.bool_)
 
 
 def _check(values: Values, words: Words) -> None:

@@ -138,6 +138,27 @@ class Mask:
         """Return the entries kept in exactly one of both."""
         return Mask(self.words ^ self._matching(other), self.size)
 
+    def within(self, outer: "Mask") -> "Mask":
+        """Return this mask restricted to the entries that ``outer`` keeps: entry j of the result is its j-th one."""
+        self._matching(outer)
+        words = np.empty((outer.count() + 63) // 64, _WORD)
+        implementation().extract(self.words, outer.words, words)
+        return Mask(words, outer.count())
+
+    def spread(self, outer: "Mask") -> "Mask":
+        """Return the mask over the entries of ``outer`` whose :meth:`within` it is this one.
+
+        Raises
+        ------
+        WireError
+            ``outer`` does not keep as many entries as this mask has.
+        """
+        if self.size != outer.count():
+            raise WireError(f"a mask of {self.size} entries does not spread over {outer.count()} kept ones")
+        words = np.empty_like(outer.words)
+        implementation().deposit(self.words, outer.words, words)
+        return Mask(words, outer.size)
+
     def _matching(self, other: "Mask") -> Words:
         if other.size != self.size:
             raise WireError(f"masks of {self.size} and {other.size} entries do not go together")

@@ -4,12 +4,11 @@ Sender and receiver both remember the mask of the last exchange (``previous``). 
 makes, costs the entropy of *which survivors died*.
 """
 
-from collections.abc import Iterable, Iterator
 from enum import IntEnum
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedmpi.errors import WireError
 from fedmpi.sparse.bitcode import BitPlan, Reader, decode_bits, encode_bits, entropy_bytes, plan_bits
@@ -67,8 +66,8 @@ def encode_mask(mask: Mask, previous: Mask | None, layout: Layout) -> tuple[Mask
         return MaskMode.NONE, b""
     if previous is not None and mask == previous:
         return MaskMode.CACHED, b""
-    plan = _plan(MaskMode.TABLE, mask, None, layout) if previous is None else _best_plan(mask, previous, layout)
-    section = plan.encode(mask, previous, layout)
+    plan = _plan(MaskMode.TABLE, mask, _tensors(layout)) if previous is None else _best_plan(mask, previous, layout)
+    section = plan.encode()
     if len(section) >= mask_bound(mask.size):
         return MaskMode.BITMAP, mask.bitmap.tobytes()
     return plan.mode, section
@@ -98,54 +97,53 @@ def decode_mask(mode: int, section: bytes | memoryview, previous: Mask | None, l
 class _Plan(NamedTuple):
     mode: MaskMode
     partition: Partition
+    coded: Mask
+    places: list[slice]
     records: list[BitPlan]
 
     @property
     def size(self) -> int:
         return 1 + sum(record.size for record in self.records)
 
-    def encode(self, mask: Mask, previous: Mask | None, layout: Layout) -> bytes:
-        vectors = _vectors(self.mode, mask, previous, _places(self.partition, layout))
+    def encode(self) -> bytes:
+        vectors = (self.coded.to_bool(place.start, place.stop) for place in self.places)
         records = (encode_bits(bits, record) for bits, record in zip(vectors, self.records, strict=True))
         return bytes([self.partition]) + b"".join(records)
 
 
 def _best_plan(mask: Mask, previous: Mask, layout: Layout) -> _Plan:
-    mode = MaskMode.XOR if mask.difference(previous).count() else MaskMode.SUBSET
-    delta = _plan(mode, mask, previous, layout)
-    counts = ((mask.count(t.slice.start, t.slice.stop), t.slice.stop - t.slice.start) for t in layout.tensors)
+    if mask.difference(previous).count():
+        delta = _plan(MaskMode.XOR, mask.symmetric_difference(previous), _tensors(layout))
+    else:
+        died = previous.difference(mask).within(previous)
+        delta = _plan(MaskMode.SUBSET, died, _survivors(previous, layout))
+    counts = ((mask.count(place.start, place.stop), place.stop - place.start) for place in _tensors(layout))
     if delta.size <= sum(entropy_bytes(count, size) for count, size in counts):
         return delta
-    return min(delta, _plan(MaskMode.TABLE, mask, None, layout), key=lambda plan: plan.size)
+    return min(delta, _plan(MaskMode.TABLE, mask, _tensors(layout)), key=lambda plan: plan.size)
 
 
-def _plan(mode: MaskMode, mask: Mask, previous: Mask | None, layout: Layout) -> _Plan:
-    plan = _partitioned(Partition.TENSORS, mode, mask, previous, layout)
-    if plan.size > _SMALL * len(layout.tensors):
+def _plan(mode: MaskMode, coded: Mask, places: list[slice]) -> _Plan:
+    plan = _partitioned(mode, Partition.TENSORS, coded, places)
+    if plan.size > _SMALL * len(places):
         return plan
-    return min(plan, _partitioned(Partition.WHOLE, mode, mask, previous, layout), key=lambda plan: plan.size)
+    whole = _partitioned(mode, Partition.WHOLE, coded, [slice(0, coded.size)])
+    return min(plan, whole, key=lambda plan: plan.size)
 
 
-def _partitioned(partition: Partition, mode: MaskMode, mask: Mask, previous: Mask | None, layout: Layout) -> _Plan:
-    vectors = _vectors(mode, mask, previous, _places(partition, layout))
-    return _Plan(mode, partition, [plan_bits(bits) for bits in vectors])
+def _partitioned(mode: MaskMode, partition: Partition, coded: Mask, places: list[slice]) -> _Plan:
+    records = [plan_bits(coded.to_bool(place.start, place.stop)) for place in places]
+    return _Plan(mode, partition, coded, places, records)
 
 
-def _places(partition: Partition, layout: Layout) -> list[slice]:
-    return [slice(0, layout.size)] if partition == Partition.WHOLE else [tensor.slice for tensor in layout.tensors]
+def _tensors(layout: Layout) -> list[slice]:
+    return [tensor.slice for tensor in layout.tensors]
 
 
-def _vectors(mode: MaskMode, mask: Mask, previous: Mask | None, places: list[slice]) -> Iterator[NDArray[np.bool_]]:
-    """Yield for each place the bits that ``mode`` codes."""
-    for place in places:
-        lo, hi = place.start, place.stop
-        kept = mask.to_bool(lo, hi)
-        if mode == MaskMode.TABLE or previous is None:
-            yield kept
-        elif mode == MaskMode.SUBSET:
-            yield ~kept[previous.to_bool(lo, hi)]
-        else:
-            yield kept ^ previous.to_bool(lo, hi)
+def _survivors(previous: Mask, layout: Layout) -> list[slice]:
+    """Return each tensor's place among the entries that ``previous`` keeps."""
+    counts = (previous.count(tensor.slice.start, tensor.slice.stop) for tensor in layout.tensors)
+    return [slice(lo, hi) for lo, hi in pairwise(accumulate(counts, initial=0))]
 
 
 def _decode(mode: MaskMode, section: bytes | memoryview, previous: Mask | None, layout: Layout) -> Mask:
@@ -153,37 +151,29 @@ def _decode(mode: MaskMode, section: bytes | memoryview, previous: Mask | None, 
         return Mask.full(layout.size)
     if mode == MaskMode.BITMAP:
         return Mask.from_bytes(np.frombuffer(section, np.uint8), layout.size)
-    if mode == MaskMode.CACHED and previous is not None:
-        return previous
-    reader = Reader(section)
-    first = reader.byte()
-    if first not in list(Partition):
-        raise WireError(f"mask section has unknown partition {first}; known are {', '.join(Partition.__members__)}")
-    places = _places(Partition(first), layout)
-    mask = _pack(places, (_decode_bits(mode, reader, previous, place) for place in places), layout.size)
-    reader.finish()
-    return mask
-
-
-def _decode_bits(mode: MaskMode, reader: Reader, previous: Mask | None, place: slice) -> NDArray[np.bool_]:
-    size = place.stop - place.start
     if mode == MaskMode.TABLE or previous is None:
-        return decode_bits(reader, size)
-    kept = previous.to_bool(place.start, place.stop)
+        return _decode_records(section, _tensors(layout), layout.size)
+    if mode == MaskMode.CACHED:
+        return previous
     if mode == MaskMode.XOR:
-        return kept ^ decode_bits(reader, size)
-    survivors = np.flatnonzero(kept)
-    kept[survivors[decode_bits(reader, survivors.size)]] = False
-    return kept
+        return previous.symmetric_difference(_decode_records(section, _tensors(layout), layout.size))
+    died = _decode_records(section, _survivors(previous, layout), previous.count())
+    return previous.difference(died.spread(previous))
 
 
-def _pack(places: list[slice], vectors: Iterable[NDArray[np.bool_]], size: int) -> Mask:
-    """Put the places' bits together, one place unpacked at a time."""
-    bitmap = np.zeros(mask_bound(size), np.uint8)
-    for place, bits in zip(places, vectors, strict=True):
+def _decode_records(section: bytes | memoryview, places: list[slice], size: int) -> Mask:
+    """Read a coded section, one place unpacked at a time."""
+    reader = Reader(section)
+    partition = reader.byte()
+    if partition not in list(Partition):
+        raise WireError(f"mask section has unknown partition {partition}; known are {', '.join(Partition.__members__)}")
+    bitmap = np.zeros((size + 7) // 8, np.uint8)
+    for place in places if partition == Partition.TENSORS else [slice(0, size)]:
         first, shift = divmod(place.start, 8)
+        bits = decode_bits(reader, place.stop - place.start)
         packed = np.packbits(np.concatenate([np.zeros(shift, np.bool_), bits]), bitorder="little")
         bitmap[first : first + packed.size] |= packed
+    reader.finish()
     return Mask.from_bytes(bitmap, size)
 
 

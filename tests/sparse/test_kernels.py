@@ -302,12 +302,16 @@ def test_levels_are_those_of_the_machine():
         lambda n: n.merge(THETA, [THETA], [MASK.words[:1]], ONE, THETA, skip_pruned=True),
         lambda n: n.merge(THETA, [THETA, THETA], [MASK.words], ONE, THETA, skip_pruned=True),
         lambda n: n.merge(THETA, [THETA], [MASK.words], ONE, THETA[:64], skip_pruned=True),
+        lambda n: n.extract(MASK.words, MASK.words, np.zeros(2, np.uint64)),
+        lambda n: n.extract(MASK.words[:2], MASK.words, np.zeros(3, np.uint64)),
+        lambda n: n.deposit(MASK.words[:2], MASK.words, np.zeros(3, np.uint64)),
+        lambda n: n.deposit(MASK.words, MASK.words, np.zeros(2, np.uint64)),
     ],
 )
 def test_the_extension_guards_its_own_memory(call):
     """Below the checks of the public functions: lengths and mask bits that would lead out of the arrays."""
     native = pytest.importorskip("fedmpi.sparse._native")
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="not fit"):
         call(native)
 
 

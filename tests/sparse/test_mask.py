@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmpi.errors import WireError
@@ -54,6 +54,28 @@ def test_counts_on_every_implementation(implementation):
     mask = Mask.from_bool(kept)
     assert mask.count() == kept.sum()
     assert mask.count(65, 9_999) == kept[65:9_999].sum()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs())
+def test_restriction_and_its_reverse(implementation, pair):
+    inner, outer = (Mask.from_bool(kept) for kept in pair)
+    restricted = inner.within(outer)
+    assert np.array_equal(restricted.to_bool(), pair[0][pair[1]])
+    assert restricted.spread(outer) == inner & outer
+
+
+def test_restriction_of_long_masks(implementation):
+    rng = np.random.default_rng(8)
+    kept, chosen = rng.random(30_001) < 0.2, rng.random(30_001) < 0.7
+    restricted = Mask.from_bool(kept).within(Mask.from_bool(chosen))
+    assert np.array_equal(restricted.to_bool(), kept[chosen])
+    assert np.array_equal(restricted.spread(Mask.from_bool(chosen)).to_bool(), kept & chosen)
+
+
+def test_spread_needs_as_many_entries():
+    with pytest.raises(WireError, match="a mask of 63 entries does not spread over 64"):
+        Mask.full(63).spread(Mask.full(64))
 
 
 def test_lengths_are_part_of_the_hash():

@@ -6,7 +6,7 @@
 
 #if FEDMPI_X86
 
-#define AVX2 __attribute__((target("avx2,popcnt")))
+#define AVX2 __attribute__((target("avx2,bmi2,popcnt")))
 #define UNUSED_LANE INT32_MIN /* the permutation ignores the sign bit, which marks the lanes that are not kept */
 
 static int32_t expand_lanes[256][8] __attribute__((aligned(32)));
@@ -29,6 +29,24 @@ AVX2 static size_t count_avx2(const uint64_t *words, size_t n_words) {
     size_t total = 0;
     for (size_t i = 0; i < n_words; i++) total += COUNT(words[i]);
     return total;
+}
+
+AVX2 static void extract_avx2(const uint64_t *words, const uint64_t *select, size_t n_words, uint64_t *out) {
+    size_t at = 0;
+    for (size_t i = 0; i < n_words; i++) {
+        const size_t width = COUNT(select[i]);
+        if (width) append_bits(out, at, _pext_u64(words[i], select[i]), width);
+        at += width;
+    }
+}
+
+AVX2 static void deposit_avx2(const uint64_t *packed, size_t n_packed, const uint64_t *select, size_t n_words,
+                              uint64_t *out) {
+    size_t at = 0;
+    for (size_t i = 0; i < n_words; i++) {
+        out[i] = _pdep_u64(bits_at(packed, n_packed, at), select[i]);
+        at += COUNT(select[i]);
+    }
 }
 
 AVX2 static inline __m256 kept_lanes(__m256i lanes) {

@@ -39,6 +39,27 @@ static size_t run_count(const uint64_t *words, size_t n_words) {
     return count_scalar(words, n_words);
 }
 
+static void run_extract(const uint64_t *words, const uint64_t *select, size_t n_words, uint64_t *out) {
+#if FEDMPI_X86
+    if (level >= AVX_2) {
+        extract_avx2(words, select, n_words, out);
+        return;
+    }
+#endif
+    extract_scalar(words, select, n_words, out);
+}
+
+static void run_deposit(const uint64_t *packed, size_t n_packed, const uint64_t *select, size_t n_words,
+                        uint64_t *out) {
+#if FEDMPI_X86
+    if (level >= AVX_2) {
+        deposit_avx2(packed, n_packed, select, n_words, out);
+        return;
+    }
+#endif
+    deposit_scalar(packed, n_packed, select, n_words, out);
+}
+
 static int merge_by_level(Merge *job) {
 #if FEDMPI_X86
     if (level == AVX_512) return merge_avx512(job);
@@ -249,6 +270,46 @@ static PyObject *py_count(PyObject *self, PyObject *object) {
     return PyLong_FromSize_t(total);
 }
 
+/* Three arrays of words: source, select, out. With `pack`, source and select go together; else out and select do. */
+static PyObject *move_bits(PyObject *args, int pack) {
+    PyObject *objects[3], *result = NULL;
+    Py_buffer source, select, out;
+    if (!PyArg_ParseTuple(args, "OOO", &objects[0], &objects[1], &objects[2])) return NULL;
+    if (get(objects[0], &source, 8, 0)) return NULL;
+    if (get(objects[1], &select, 8, 0)) goto release_source;
+    if (get(objects[2], &out, 8, 1)) goto release_select;
+    const Py_buffer *whole = pack ? &source : &out, *part = pack ? &out : &source;
+    const size_t count = run_count(select.buf, items(&select));
+    if (items(whole) != items(&select) || items(part) != (count + WORD - 1) / WORD) {
+        PyErr_SetString(PyExc_ValueError, "the words do not fit each other");
+    } else {
+        Py_BEGIN_ALLOW_THREADS;
+        memset(out.buf, 0, (size_t)out.len);
+        if (pack)
+            run_extract(source.buf, select.buf, items(&select), out.buf);
+        else
+            run_deposit(source.buf, items(&source), select.buf, items(&select), out.buf);
+        Py_END_ALLOW_THREADS;
+        result = done(0);
+    }
+    PyBuffer_Release(&out);
+release_select:
+    PyBuffer_Release(&select);
+release_source:
+    PyBuffer_Release(&source);
+    return result;
+}
+
+static PyObject *py_extract(PyObject *self, PyObject *args) {
+    (void)self;
+    return move_bits(args, 1);
+}
+
+static PyObject *py_deposit(PyObject *self, PyObject *args) {
+    (void)self;
+    return move_bits(args, 0);
+}
+
 static PyObject *py_level(PyObject *self, PyObject *unused) {
     (void)self;
     (void)unused;
@@ -285,6 +346,8 @@ static PyMethodDef methods[] = {
      "merge(old, values, words, weights, out, *, skip_pruned)"},
     {"checksum", py_checksum, METH_VARARGS, "checksum(values, odd) -> (xor64, sum64)"},
     {"count", py_count, METH_O, "count(words) -> number of set bits"},
+    {"extract", py_extract, METH_VARARGS, "extract(words, select, out)"},
+    {"deposit", py_deposit, METH_VARARGS, "deposit(packed, select, out)"},
     {"level", py_level, METH_NOARGS, "level() -> the instruction set in use"},
     {"levels", py_levels, METH_NOARGS, "levels() -> those that this machine has, the best last"},
     {"set_level", py_set_level, METH_O, "set_level(name): for tests and measurements"},
@@ -298,7 +361,8 @@ PyMODINIT_FUNC PyInit__native(void) {
 #if FEDMPI_X86
     __builtin_cpu_init();
     fill_lanes();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt")) best_level = AVX_2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt"))
+        best_level = AVX_2;
     if (best_level == AVX_2 && __builtin_cpu_supports("avx512f")) best_level = AVX_512;
 #endif
     level = best_level;

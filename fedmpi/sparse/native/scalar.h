@@ -10,6 +10,54 @@ static size_t count_scalar(const uint64_t *words, size_t n_words) {
     return total;
 }
 
+/* Append `width` bits to a stream of words. `bits` has no bit set from `width` on. */
+static inline void append_bits(uint64_t *out, size_t at, uint64_t bits, size_t width) {
+    const size_t word = at / WORD, shift = at % WORD;
+    out[word] |= bits << shift;
+    if (shift + width > WORD) out[word + 1] |= bits >> (WORD - shift);
+}
+
+/* Read up to 64 bits of a stream of `n_words` words; bits beyond its end are zero. */
+static inline uint64_t bits_at(const uint64_t *words, size_t n_words, size_t at) {
+    const size_t word = at / WORD, shift = at % WORD;
+    uint64_t bits = word < n_words ? words[word] >> shift : 0;
+    if (shift && word + 1 < n_words) bits |= words[word + 1] << (WORD - shift);
+    return bits;
+}
+
+static uint64_t gather_bits(uint64_t bits, uint64_t select) {
+    uint64_t gathered = 0;
+    for (unsigned rank = 0; select; select &= select - 1, rank++)
+        gathered |= (bits >> LOWEST(select) & 1) << rank;
+    return gathered;
+}
+
+static uint64_t scatter_bits(uint64_t bits, uint64_t select) {
+    uint64_t scattered = 0;
+    for (; select; select &= select - 1, bits >>= 1) scattered |= (bits & 1) << LOWEST(select);
+    return scattered;
+}
+
+/* The bits of `words` at the ones of `select`, one after the other. `out` is zero and has room for all of them. */
+static void extract_scalar(const uint64_t *words, const uint64_t *select, size_t n_words, uint64_t *out) {
+    size_t at = 0;
+    for (size_t i = 0; i < n_words; i++) {
+        const size_t width = COUNT(select[i]);
+        if (width) append_bits(out, at, gather_bits(words[i], select[i]), width);
+        at += width;
+    }
+}
+
+/* The reverse: successive bits of `packed` go to the ones of `select`. */
+static void deposit_scalar(const uint64_t *packed, size_t n_packed, const uint64_t *select, size_t n_words,
+                           uint64_t *out) {
+    size_t at = 0;
+    for (size_t i = 0; i < n_words; i++) {
+        out[i] = scatter_bits(bits_at(packed, n_packed, at), select[i]);
+        at += COUNT(select[i]);
+    }
+}
+
 /* Pack words first, first + 1, ... to out + at. */
 static int pack_scalar(const float *dense, const uint64_t *words, size_t n, float *out, size_t count, size_t first,
                        size_t at) {
