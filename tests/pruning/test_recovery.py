@@ -9,7 +9,14 @@ from fedmpi.pruning import CrrState, decide_pruning, decide_recovery, pruning_du
 
 @pytest.mark.parametrize(
     ("before", "after", "accepted"),
-    [(0.50, 0.50, True), (0.50, 0.491, True), (0.50, 0.489, False), (0.50, 0.70, True), (math.nan, 0.1, True), (0.5, math.nan, True)],
+    [
+        (0.50, 0.50, True),
+        (0.50, 0.491, True),
+        (0.50, 0.489, False),
+        (0.50, 0.70, True),
+        (math.nan, 0.1, True),
+        (0.5, math.nan, True),
+    ],
 )
 def test_stage_one(before, after, accepted):
     assert decide_pruning(before, after, tau1=0.01) is accepted
@@ -32,7 +39,13 @@ def test_stage_two_without_a_probe():
 
 @pytest.mark.parametrize(
     ("round", "density", "recovered", "due"),
-    [(0, 1.0, False, False), (2, 1.0, False, True), (2, 0.5004, False, False), (2, 0.502, False, True), (2, 0.9, True, False)],
+    [
+        (0, 1.0, False, False),
+        (2, 1.0, False, True),
+        (2, 0.5004, False, False),
+        (2, 0.502, False, True),
+        (2, 0.9, True, False),
+    ],
 )
 def test_schedule(round, density, recovered, due):
     assert pruning_due(round, density, enabled=True, start_round=2, target=0.5, recovered=recovered) is due
