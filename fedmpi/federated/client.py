@@ -1,6 +1,6 @@
 """One client: what it does with a received model on its own data, until there is an update to send."""
 
-import math
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from fedmpi.comm.scatter import Parcel
 from fedmpi.config import RunConfig
-from fedmpi.errors import TrainingError
+from fedmpi.errors import DataError, TrainingError
 from fedmpi.federated.history import MaskHistory
 from fedmpi.federated.learner import Learner
 from fedmpi.federated.probe import Probe
 from fedmpi.pruning import CrrState, Decision, decide_pruning, decide_recovery, density, prune, pruning_due
-from fedmpi.reid.datasets import ClientData, repeats
+from fedmpi.reid.datasets import ClientData, ImageList, repeats
 from fedmpi.reid.evaluation import RetrievalScore
 from fedmpi.reid.features import embed
+from fedmpi.reid.loading import check_bad_share
 from fedmpi.reid.losses import kl_divergence
 from fedmpi.reid.testing import evaluate
 from fedmpi.reid.training import Task, train_local
@@ -25,6 +26,9 @@ from fedmpi.sparse import Mask
 from fedmpi.sparse.kernels import expand, pack
 
 Flat = tuple[NDArray[np.float32], NDArray[np.float32]]
+NAMED_AT_ONCE = 3
+"""Bad images that are named one by one when many are found together."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Client:
         self.probe = Probe(data, c.crr, c.loss.temperature, learner.viewing, c.run.seed, index)
         identities = len(np.unique(data.train.pids))
         self.repeats = repeats(c.data, data.name, len(data.train), identities)
+        self._named: set[str] = set()
 
     def check(self, state: ClientState, parcel: Parcel, log: Measurements) -> tuple[ClientState, Received]:
         """Unpack the received model and judge it (CRR stage 2)."""
@@ -120,15 +125,16 @@ class Client:
         """Train, measure what was learned, prune, and pack the update."""
         kept = state.history.mask.to_bool()
         trained, state = self._train(state, received, kept, round, log)
-        divergence = self._divergence()
+        if not all(np.isfinite(part).all() for part in trained):
+            message = f"the model that was trained in round {round} is not finite; lower local.lr"
+            raise TrainingError(message)
+        with log.time("probe"):
+            divergence = self._divergence()
         kept = self._prune(trained, kept, state, round, log, recovered=received.recover)
         with log.time("encode"):
             mask = Mask.from_bool(kept)
             values = pack(trained[0], mask, 0, mask.size)
         norm = float(np.linalg.norm(values.astype(np.float64)))
-        if not math.isfinite(norm):
-            message = f"the update of round {round} is not finite; lower local.lr"
-            raise TrainingError(message)
         log.values |= {"kl_divergence": divergence, "norm": norm, "density": density(kept, self.learner.prunable)}
         return state, Update(mask, values, trained[1], divergence, len(self.data.train) * self.repeats, norm)
 
@@ -142,6 +148,7 @@ class Client:
         task = Task(data, self.repeats, self.probe.held_out, self.index, round, last)
         with log.time("train"):
             report = train_local(model, teacher, learner.keep(kept), task, self.config, learner.viewing)
+        self._note_bad_images()
         log.values["seconds_train"] -= report.seconds_cluster
         log.values |= {f"loss_{name}": value for name, value in report.losses.items()}
         log.values |= {
@@ -150,7 +157,7 @@ class Client:
             "outliers": report.outliers,
             "batches": report.batches,
             "idle_epochs": report.idle_epochs,
-            "train_images": len(data),
+            "train_images": len(data) - len(data.bad),
             "bad_images": len(data.bad) + len(self.data.query.bad) + len(self.data.gallery.bad),
         }
         return learner.read(), replace(state, labels=report.labels)
@@ -212,7 +219,28 @@ class Client:
     def evaluate(self, theta: NDArray[np.float32], buffers: NDArray[np.float32]) -> RetrievalScore:
         """Return the retrieval score of a model on this client's test images."""
         model = self.learner.load(theta, buffers)
-        return evaluate(model, self.data, self.learner.viewing, ranks=self.config.evaluation.ranks)
+        score = evaluate(model, self.data, self.learner.viewing, ranks=self.config.evaluation.ranks)
+        self._note_bad_images()
+        return score
+
+    def _note_bad_images(self) -> None:
+        """Name the images that have turned out unreadable, each once; raise ``DataError`` when they are too many."""
+        for images in (self.data.train, self.data.query, self.data.gallery):
+            check_bad_share(images, self.config.data.max_bad_share)
+            new = {images.pixels.name(i): i for i in sorted(images.bad) if images.pixels.name(i) not in self._named}
+            self._named |= new.keys()
+            for position in list(new.values())[:NAMED_AT_ONCE]:
+                _log.warning("warning: client %d: %s; going on without it", self.index, _why_bad(images, position))
+            if len(new) > NAMED_AT_ONCE:
+                _log.warning("warning: client %d: ... and %d more", self.index, len(new) - NAMED_AT_ONCE)
+
+
+def _why_bad(images: ImageList, position: int) -> str:
+    try:
+        images.pixels.read(position)
+    except DataError as error:
+        return str(error)
+    return f"{images.pixels.name(position)}: could not be read before"
 
 
 def scores(score: RetrievalScore, prefix: str = "") -> Mapping[str, float]:

@@ -22,7 +22,11 @@ from fedmpi.seeding import Stream, generator
 
 
 class Probe:
-    """Measures A for one client; ``held_out`` (``bool[n]``) marks the training images that it never trains on."""
+    """Measures A for one client; ``held_out`` (``bool[n]``) marks the training images that it never trains on.
+
+    Of a client with more than ``crr.probe_images`` training images that many are looked at, held-out and other ones in
+    proportion.
+    """
 
     def __init__(
         self, data: ClientData, config: CrrConfig, temperature: float, viewing: Viewing, seed: int, client: int
@@ -31,8 +35,10 @@ class Probe:
         self.held_out = np.zeros(len(data.train), bool)
         if config.enabled and config.probe != "test":
             order = generator(seed, Stream.HOLDOUT, client=client).permutation(len(data.train))
-            self.held_out[order[: round(config.holdout * order.size)]] = True
-            self._chosen = np.sort(order[: config.probe_images])
+            asked, shown = np.split(order, [round(config.holdout * order.size)])
+            self.held_out[asked] = True
+            used = min(1.0, config.probe_images / max(1, order.size))
+            self._chosen = np.sort(np.concatenate([part[: round(used * part.size)] for part in (asked, shown)]))
 
     def measure(self, model: nn.Module, labels: NDArray[np.int64] | None) -> float:
         """Return A of ``model``; NaN when it cannot be measured.
