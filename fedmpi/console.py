@@ -37,7 +37,7 @@ class View:
         self._out.print(Text(title, style="bold"))
         for name, value in facts.items():
             self._out.print(f"  {name:<8} {value}", soft_wrap=True)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
+        table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=True)
         for column in ("rank", "host", "device", "role"):
             table.add_column(column, justify="right" if column == "rank" else "left")
         for seat in seats:
@@ -70,9 +70,9 @@ class View:
         )
 
     def finished(self, summary: Mapping[str, Any], folder: Path) -> None:
-        """Print a line per client, the totals, and where the files are."""
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
-        table.add_column("client")
+        """Print a line per client (scores untrained -> final), the totals, and where the files are."""
+        table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=True)
+        table.add_column("client", no_wrap=True)
         for column in (
             "mAP untrained",
             "-> final",
@@ -119,7 +119,7 @@ class View:
 
 def percent(share: float) -> str:
     """Return a share as percent with one digit; "--" when it was not measured."""
-    return "--" if share is None or math.isnan(share) else f"{100 * share:.1f}"
+    return "--" if share is None or math.isnan(share) else f"{100 * share:.1f}".replace("-0.0", "0.0")
 
 
 def number(value: float, digits: int) -> str:
