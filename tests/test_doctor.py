@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,10 @@ from fedmpi.doctor.examination import Host, crowding
 from fedmpi.doctor.findings import Finding, Part, as_json, from_json, merged, size
 from fedmpi.errors import ConfigError
 from fedmpi.reid.datasets import client_names
+from tests import mpi
 
-SECONDS = 120
-MPIRUN = next((str(p) for p in (Path(sys.executable).with_name("mpirun"),) if p.is_file()), shutil.which("mpirun"))
-CLEAN = {k: v for k, v in os.environ.items() if k not in WORLD_SIZE_VARIABLES}
+SECONDS = 60
+DOCTOR = ("-m", "fedmpi", "doctor")
 
 
 @pytest.fixture(autouse=True)
@@ -41,13 +42,6 @@ def ask(*arguments):
     if result.exception is not None:
         raise result.exception
     return result.return_value, json.loads(result.output)
-
-
-def run(*arguments, launcher=(), **environment):
-    """Return the finished process of a doctor."""
-    command = [*launcher, sys.executable, "-m", "fedmpi", "doctor", *map(str, arguments)]
-    env = CLEAN | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=env, check=False)
 
 
 def errors(answer):
@@ -84,27 +78,17 @@ def test_the_command_it_names_is_what_was_asked_about():
 
 
 @pytest.mark.mpi
-@pytest.mark.skipif(MPIRUN is None, reason="no mpirun")
+@mpi.needs_mpirun
 def test_alone_it_tries_mpirun_and_says_how_to_start():
-    done = run(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-               PRTE_MCA_rmaps_default_mapping_policy=":oversubscribe")  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "trial   9 ranks in one world" in done.stdout
-    assert done.stdout.rstrip().splitlines()[-1].endswith("-n 9 " + answer_program() + " train")
-
-
-def answer_program():
-    beside = Path(sys.executable).with_name("fedmpi")
-    found = shutil.which("fedmpi")
-    return "fedmpi" if found and beside.exists() and beside.samefile(found) else str(beside)
+    job = mpi.succeed(None, DOCTOR)
+    assert "trial   9 ranks in one world" in job.out
+    assert re.search(r"mpirun -n 9 \S*fedmpi train$", job.out.rstrip())
 
 
 @pytest.mark.mpi
-@pytest.mark.skipif(MPIRUN is None, reason="no mpirun")
+@mpi.needs_mpirun
 def test_under_mpirun_one_report_shows_every_rank():
-    done = run("--json", launcher=(MPIRUN, "-n", "3"))
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
+    answer = json.loads(mpi.succeed(3, [*DOCTOR, "--json"]).out)
     hosts = place(8, 3)
     assert answer["parts"]["MPI"]["ranks"] == 3
     assert [seat["clients"] for seat in answer["ranks"]] == [
@@ -114,23 +98,21 @@ def test_under_mpirun_one_report_shows_every_rank():
 
 
 @pytest.mark.mpi
-@pytest.mark.skipif(MPIRUN is None, reason="no mpirun")
+@mpi.needs_mpirun
 def test_ranks_with_different_configurations_are_named_and_none_hangs():
-    doctor = [sys.executable, "-m", "fedmpi", "doctor", "--json", "--set"]
-    launcher = [MPIRUN, "-n", "1", *doctor, "run.seed=1", ":", "-n", "1", *doctor, "run.seed=2"]
-    done = subprocess.run(launcher, capture_output=True, text=True, timeout=SECONDS, env=CLEAN, check=False)
-    assert done.returncode != 0
-    answer = json.loads(done.stdout)
-    assert any("ranks do not agree on the configuration" in what for what in errors(answer))
+    other = [":", "-n", "1", sys.executable, *DOCTOR, "--json", "--set", "run.seed=2"]
+    job = mpi.run(1, [*DOCTOR, "--json", "--set", "run.seed=1", *other])
+    assert job.code != 0
+    assert any("ranks do not agree on the configuration" in what for what in errors(json.loads(job.out)))
 
 
 # --- what would fail -------------------------------------------------------------------------------------------------
 
 
 def test_without_an_mpi_library_it_says_what_to_install_and_looks_at_all_the_rest():
-    done = run("--json", MPI4PY_LIBMPI="/nonexistent/libmpi.so")
-    assert done.returncode == 1
-    answer = json.loads(done.stdout)
+    job = mpi.run(None, [*DOCTOR, "--json"], env={"MPI4PY_LIBMPI": "/nonexistent/libmpi.so"})
+    assert job.code == 1
+    answer = json.loads(job.out)
     (finding,) = answer["findings"]
     assert "mpi4py finds no MPI library" in finding["what"]
     assert "fedmpi[mpich]" in finding["advice"]
@@ -201,6 +183,23 @@ def test_a_run_folder_that_is_full_or_no_folder(empty_folder):
         assert code == 1
         (what,) = errors(answer)
         assert message in what
+
+
+def test_a_run_folder_behind_a_folder_that_this_user_may_not_enter(empty_folder, monkeypatch):
+    closed = empty_folder / "closed"
+    closed.mkdir()
+    stat, access = os.stat, os.access
+
+    def refusing(path, *args, **kwargs):
+        if isinstance(path, (str, os.PathLike)) and Path(path).is_relative_to(closed / "run"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr("os.stat", refusing)
+    monkeypatch.setattr("os.access", lambda path, mode: access(path, mode) and not Path(path).samefile(closed))
+    code, answer = ask("--out", closed / "run")
+    assert code == 1
+    assert errors(answer) == [f"{closed} is not a folder that this user may write to"]
 
 
 def test_a_disk_without_room_for_the_models(monkeypatch):
@@ -305,7 +304,7 @@ def test_a_launcher_that_starts_separate_worlds_is_found_out(fake):
     part = Part("launcher")
     # mpirun -n 3 COMMAND: the same command three times, none of which knows of the others
     mpirun = fake('n=$2; shift 2; while [ "$n" -gt 0 ]; do "$@"; n=$((n - 1)); done')
-    assert launchers.trial(mpirun, 3, CLEAN, part) == "3 separate worlds"
+    assert launchers.trial(mpirun, 3, dict(os.environ), part) == "3 separate worlds"
     assert "started 3 separate worlds, not one" in part.findings[0].what
 
 
@@ -319,7 +318,7 @@ def test_a_launcher_that_starts_separate_worlds_is_found_out(fake):
 )
 def test_a_launcher_that_fails_is_quoted_with_what_to_do(fake, says, advice):
     part = Part("launcher")
-    assert launchers.trial(fake(f"echo '-----' >&2; echo '{says}' >&2; exit 7"), 9, CLEAN, part) == "failed"
+    assert launchers.trial(fake(f"echo '-----' >&2; echo '{says}' >&2; exit 7"), 9, dict(os.environ), part) == "failed"
     (finding,) = part.findings
     assert finding.what.endswith(f"-n 9 fails with code 7: {says}")
     assert advice in finding.advice
@@ -328,7 +327,7 @@ def test_a_launcher_that_fails_is_quoted_with_what_to_do(fake, says, advice):
 def test_a_launcher_that_hangs_is_ended_with_its_children(fake, monkeypatch, tmp_path):
     monkeypatch.setattr(launchers, "TRIAL_SECONDS", 0.5)
     part, start = Part("launcher"), time.monotonic()
-    assert launchers.trial(fake(f"sleep 60 & echo $! > {tmp_path}/child; wait"), 2, CLEAN, part) == "no end"
+    assert launchers.trial(fake(f"sleep 60 & echo $! > {tmp_path}/child; wait"), 2, dict(os.environ), part) == "no end"
     assert time.monotonic() - start < 10
     assert "did not end within 0.5 s" in part.findings[0].what
     child = int((tmp_path / "child").read_text())

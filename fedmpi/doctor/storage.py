@@ -20,9 +20,9 @@ def storage(out: Path | None, needed: int) -> Part:
     part = Part("run folder")
     place = (out or Path("runs")).absolute()
     part.facts["folder"] = str(place) if out else f"{place}/<name>-<time>"
-    if out is not None and out.is_dir() and any(out.iterdir()):
+    base = next(path for path in (place, *place.parents) if _exists(path))
+    if base.is_dir() and out is not None and base == place and os.access(base, os.R_OK) and any(base.iterdir()):
         part.error(f"{out} is not empty, and a run never overwrites another", "choose another --out")
-    base = next(path for path in (place, *place.parents) if path.exists())
     if not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
         part.error(f"{base} is not a folder that this user may write to", "choose another --out")
         return part
@@ -32,6 +32,14 @@ def storage(out: Path | None, needed: int) -> Part:
         part.error(f"{base} has {size(free(base))} free, the models need {size(needed)}", ADVICE)
     part.facts["hdf5_trial"] = _try(base, part)
     return part
+
+
+def _exists(path: Path) -> bool:
+    """Return whether a path exists as far as this user can see."""
+    try:
+        return path.exists()
+    except OSError:  # in a folder that this user may not enter
+        return False
 
 
 def free(folder: Path) -> int:
