@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,8 +25,8 @@ class View:
     """Prints a run; every method is called once per event on rank 0."""
 
     def __init__(self, *, progress: bool | None = None) -> None:
-        self._out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-        self._err = Console(file=sys.stderr, highlight=False)
+        self._out = _console(sys.stdout, None if sys.stdout.isatty() else WIDTH)
+        self._err = _console(sys.stderr)
         self._live = self._err.is_terminal if progress is None else progress
         self._round, self._rounds, self._shown = 0, 0, 0.0
 
@@ -64,9 +64,10 @@ class View:
         """Print one round; bytes in ``row`` are those of this round, ``saved`` is the share saved so far."""
         pruning = ", ".join(f"{count} {name}" for name, count in decisions.items() if count)
         self._print(
-            f"{self._round + 1:>4}/{self._rounds:<3}{number(row['loss'], 2):>6}  {number(row['kl'], 3):>6} "
+            f"{self._round + 1:>4}/{self._rounds:<4}{number(row['loss'], 2):>6}  {number(row['kl'], 3):>6} "
             f"{percent(row['map']):>6}  {percent(row['rank1']):>6}  {number(row['density'], 3):>7}  "
-            f"{row['up'] / 1e6:>6.1f}  {row['down'] / 1e6:>7.1f}  {percent(row['saved']):>5}%  {row['seconds']:>4.0f}  {pruning}"
+            f"{row['up'] / 1e6:>6.1f}  {row['down'] / 1e6:>7.1f}  {percent(row['saved']):>5}%  "
+            f"{row['seconds']:>4.0f}  {pruning}"
         )
 
     def finished(self, summary: Mapping[str, Any], folder: Path) -> None:
@@ -115,6 +116,11 @@ class View:
             self._err.file.write("\r\x1b[2K")
             self._err.file.flush()
         self._out.print(line, soft_wrap=True)
+
+
+def _console(file: IO[str], width: int | None = None) -> Console:
+    """Return a console that prints text as it is: a path may look like rich's own language."""
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
 
 
 def percent(share: float) -> str:
