@@ -1,0 +1,275 @@
+"""Complete runs with the tiny network in one process: what is in the folder, and that it is all the same story."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+from safetensors.torch import load_file
+
+from fedmpi.config import load_config
+from fedmpi.console import View
+from fedmpi.errors import ConfigError, DataError, DeviceError, LaunchError, TrainingError
+from fedmpi.record import open_run
+from fedmpi.reid.datasets import load_client
+from fedmpi.reid.features import Viewing
+from fedmpi.reid.testing import evaluate
+from fedmpi.train import train
+from tests.tiny import CLIENTS, tiny_model
+
+pytestmark = pytest.mark.usefixtures("tiny_net")
+
+SUMMARY_KEYS = {
+    "map_before", "map_after", "rank1_before", "rank1_after", "bytes_up", "bytes_down", "bytes_dense", "saved",
+    "seconds", "peak_rss_bytes", "global_sha256", "clients",
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tiny_config, tmp_path):
+    """Return a function that trains with some changes and returns the run's folder."""
+    count = 0
+
+    def start(*overrides: str) -> Path:
+        nonlocal count
+        count += 1
+        folder = tmp_path / f"run{count}"
+        train(MPI.COMM_SELF, tiny_config(*overrides), folder, View(progress=False))
+        return folder
+
+    return start
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every model file."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
+
+
+def load_summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+class TestFolder:
+    def test_contents(self, run, tiny_config):
+        folder = run()
+        found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        models = [f"clients/{name}.safetensors" for name in sorted(CLIENTS)]
+        assert found == sorted([*models, "config.yaml", "global.safetensors", "run.h5", "summary.json"])
+        assert load_config(folder / "config.yaml") == tiny_config()
+
+    def test_summary_and_record_tell_the_same(self, run):
+        folder = run("federation.rounds=3", "crr.tau1=1")
+        summary = load_summary(folder)
+        assert set(summary) >= SUMMARY_KEYS
+        with open_run(folder) as record:
+            assert (record.status, record.rounds, record.clients) == ("finished", 3, CLIENTS)
+            assert summary["map_before"] == pytest.approx(record["baseline/map"].mean())
+            assert summary["rank1_before"] == pytest.approx(record["baseline/rank1"].mean())
+            assert summary["map_after"] == pytest.approx(record["clients/map"][-1].mean())
+            assert summary["rank1_after"] == pytest.approx(record["clients/rank1"][-1].mean())
+            assert summary["density"] == pytest.approx(record["clients/density"][-1].mean())
+            for name in ("bytes_up", "bytes_down", "bytes_evaluation"):
+                assert summary[name] == record[f"rounds/{name}"].sum()
+            dense = record["rounds/bytes_dense_up"].sum() + record["rounds/bytes_dense_down"].sum()
+            assert summary["bytes_dense"] == dense
+            assert summary["saved"] == pytest.approx(1 - (summary["bytes_up"] + summary["bytes_down"]) / dense)
+            assert 0.1 < summary["saved"] < 0.5
+            assert 0 < record["rounds/seconds"].sum() < summary["seconds"]
+            messages = record.messages
+            for c, name in enumerate(CLIENTS):
+                client = summary["clients"][name]
+                paid = messages[(messages["client"] == c) & (messages["direction"] != b"eval")]
+                assert client["bytes"] == paid["bytes"].sum()
+                assert client["bytes_dense"] == paid["dense_bytes"].sum()
+                assert client["saved"] == pytest.approx(1 - client["bytes"] / client["bytes_dense"])
+                for key, variable in (("map", "map"), ("rank1", "rank1")):
+                    assert client[f"{key}_after"] == record[f"clients/{variable}"][-1, c]
+                    assert client[f"{key}_before"] == record[f"baseline/{variable}"][c]
+                assert client["density"] == record["clients/density"][-1, c]
+        assert summary["peak_rss_bytes"] > 50e6
+        assert summary["rounds"] == 3
+
+    def test_sha256_is_that_of_the_file(self, run):
+        folder = run("federation.rounds=1")
+        assert load_summary(folder)["global_sha256"] == files(folder)["global.safetensors"]
+
+    def test_no_temporary_files_remain(self, run):
+        assert list(run("federation.rounds=1").rglob(".*")) == []
+
+    def test_a_run_that_failed_says_so_and_has_no_summary(self, run, tmp_path, monkeypatch):
+        from fedmpi.federated.client import Client
+
+        original = Client.train
+
+        def fail(client, state, received, round, log):
+            if round == 1:
+                raise ZeroDivisionError("boom")
+            return original(client, state, received, round, log)
+
+        monkeypatch.setattr(Client, "train", fail)
+        with pytest.raises(ZeroDivisionError):
+            run("federation.rounds=3")
+        folder = tmp_path / "run1"
+        with open_run(folder) as record:
+            assert (record.status, record.rounds) == ("failed", 1)
+            assert "boom" in record.error
+            assert record["clients/map"].shape == (1, 2)
+        assert not (folder / "summary.json").exists()
+        assert files(folder) == {}
+
+
+class TestModels:
+    @pytest.fixture
+    def trained(self, run, tiny_config):
+        overrides = ("federation.rounds=3", "crr.enabled=false", "pruning.step=0.3")
+        return run(*overrides), tiny_config(*overrides)
+
+    def test_score_what_was_recorded(self, trained):
+        folder, config = trained
+        viewing = Viewing(32, 16, 128, 0, torch.device("cpu"))
+        summary = load_summary(folder)
+        for c, name in enumerate(CLIENTS):
+            data = load_client(config.data, config.run.seed, c)
+            for file, key in ((f"clients/{name}", "clients/map"), ("global", "clients/global_map")):
+                model = tiny_model(config)
+                missing, unexpected = model.load_state_dict(load_file(folder / f"{file}.safetensors"), strict=False)
+                assert unexpected == []
+                assert [m for m in missing if not m.endswith("num_batches_tracked")] == []
+                score = evaluate(model, data, viewing, ranks=(1, 5))
+                with open_run(folder) as record:
+                    assert score.mean_ap == pytest.approx(record[key][-1, c], abs=1e-6)
+            assert summary["clients"][name]["map_after"] != summary["clients"][name]["map_before"]
+
+    def test_personal_models_are_the_global_one_without_what_is_pruned(self, trained):
+        folder, _ = trained
+        whole = load_file(folder / "global.safetensors")
+        for c, name in enumerate(CLIENTS):
+            own = load_file(folder / f"clients/{name}.safetensors")
+            assert own.keys() == whole.keys()
+            zeros = 0
+            for key, tensor in own.items():
+                kept = tensor != 0
+                assert torch.equal(tensor[kept], whole[key][kept])
+                if tensor.ndim >= 2:
+                    zeros += int((~kept).sum())
+                else:
+                    assert torch.equal(tensor, whole[key])
+            prunable = sum(t.numel() for t in own.values() if t.ndim >= 2)
+            with open_run(folder) as record:
+                assert zeros / prunable == pytest.approx(1 - record["clients/density"][-1, c])
+                assert record["clients/density"][-1, c] == pytest.approx(0.5, abs=2e-3)  # the target
+
+    def test_layers_are_recorded_as_they_are(self, trained):
+        folder, _ = trained
+        with open_run(folder) as record:
+            own = load_file(folder / f"clients/{CLIENTS[0]}.safetensors")
+            densities = dict(zip(record.layers, record["layers/density"][-1, 0], strict=True))
+        assert densities["neck.bias"] == 1.0
+        for name in ("first.weight", "second.weight", "linear.weight"):
+            assert densities[name] == pytest.approx(float((own[name] != 0).double().mean()), abs=1e-6)
+
+
+class TestBytes:
+    def test_a_dense_run_sends_what_dense_costs(self, run):
+        folder = run("pruning.enabled=false", "crr.enabled=false")
+        with open_run(folder) as record:
+            messages = record.messages
+            assert set(messages["direction"]) == {b"down", b"up", b"eval"}
+            np.testing.assert_array_equal(messages["bytes"], messages["dense_bytes"])
+            n = sum(t.numel() for t in tiny_model(load_config(folder / "config.yaml")).parameters())
+            buffers = 2 * 8 + 2 * 16
+            np.testing.assert_array_equal(messages["values"], 4 * n)
+            np.testing.assert_array_equal(messages["mask"], 0)
+            expected = {b"down": 128 + 4 * n + 4 * buffers, b"up": 128 + 4 * n + 4 * buffers + 8 * 3}
+            for direction, size in expected.items():
+                assert set(messages["bytes"][messages["direction"] == direction]) == {size}
+        assert load_summary(folder)["saved"] == 0.0
+
+    def test_dense_equivalents_of_a_pruned_run_are_the_bytes_of_the_dense_run(self, run):
+        dense = run("pruning.enabled=false", "crr.enabled=false")
+        pruned = run("crr.tau1=1")
+        with open_run(dense) as a, open_run(pruned) as b:
+            for direction in (b"up", b"down"):
+                whole, less = (record.messages[record.messages["direction"] == direction] for record in (a, b))
+                assert less["dense_bytes"].sum() == whole["bytes"].sum()
+                np.testing.assert_array_equal(less["dense_bytes"], whole["bytes"])
+            assert b.messages["bytes"].sum() < a.messages["bytes"].sum()
+            requests = b.messages[b.messages["direction"] == b"request"]
+            assert requests["dense_bytes"].sum() == 0
+            assert requests["bytes"].tolist() == [128] * 4
+        assert load_summary(pruned)["bytes_dense"] == load_summary(dense)["bytes_dense"]
+
+    def test_what_is_cut_less_often_costs_nothing_more(self, run):
+        fine, coarse = (run("crr.tau1=1", f"comm.segment_mb={size}") for size in (0.0003, 1.0))
+        assert files(fine) == files(coarse)
+        a, b = load_summary(fine), load_summary(coarse)
+        assert (a["bytes_up"], a["bytes_down"]) == (b["bytes_up"], b["bytes_down"])
+
+
+class TestRepeatability:
+    def test_twice_in_a_row_and_with_another_seed(self, run):
+        first, again, other = run("crr.tau1=1"), run("crr.tau1=1"), run("crr.tau1=1", "run.seed=1")
+        assert files(first) == files(again)
+        assert len(set(files(first).values())) == 3
+        assert files(first)["global.safetensors"] != files(other)["global.safetensors"]
+
+    def test_output_keys_change_nothing(self, run):
+        assert files(run()) == files(run("run.name=other", "evaluation.every=2", "record.layers=false"))
+
+    def test_the_callers_settings_of_torch_are_left_alone(self, run):
+        torch.use_deterministic_algorithms(False)
+        state = torch.random.get_rng_state()
+        numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002 - just because it must not be used
+        run("federation.rounds=1", "compute.threads=2")
+        assert torch.get_num_threads() == 1
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.equal(torch.random.get_rng_state(), state)
+        np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+class TestRefusals:
+    def test_a_folder_that_holds_something(self, tiny_config, tmp_path):
+        (tmp_path / "old").mkdir()
+        (tmp_path / "old" / "precious").write_text("data")
+        with pytest.raises(ConfigError, match="old is not empty; a run never overwrites another"):
+            train(MPI.COMM_SELF, tiny_config(), tmp_path / "old", View(progress=False))
+        assert [p.name for p in (tmp_path / "old").iterdir()] == ["precious"]
+
+    def test_singletons(self, run, monkeypatch, tmp_path):
+        monkeypatch.setenv("PMI_SIZE", "4")
+        with pytest.raises(LaunchError, match="4 separate runs"):
+            run()
+        assert not (tmp_path / "run1").exists()
+
+    def test_missing_data(self, run, tmp_path):
+        with pytest.raises(DataError, match=r"data\.root: .*nowhere is not a folder"):
+            run(f"data.root={tmp_path}/nowhere", "data.clients=[]")
+        assert not (tmp_path / "run1").exists()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_no_gpu(self, run):
+        with pytest.raises(DeviceError, match=r"compute\.device is cuda, but rank 0 sees no GPU"):
+            run("compute.device=cuda")
+
+    def test_nan_loss(self, run, tmp_path):
+        with pytest.raises(TrainingError) as caught:
+            run("loss.temperature=1e-40")
+        assert caught.value.__notes__[0].startswith("local training: client 0: the loss is not finite in round 0")
+        assert open_run(tmp_path / "run1").status == "failed"
+
+
+class TestIdleClient:
+    def test_goes_on_and_is_recorded(self, run):
+        """Everything is noise to a demanding clustering: nothing is learned, nothing breaks."""
+        folder = run("clustering.min_samples=1000", "pruning.enabled=false", "crr.enabled=false")
+        with open_run(folder) as record:
+            assert (record["clients/clusters"] == 0).all()
+            assert np.isnan(record["clients/loss_total"]).all()
+            np.testing.assert_array_equal(record["clients/map"][-1], record["baseline/map"])
+            np.testing.assert_allclose(record["clients/weight"], 0.5)
