@@ -172,12 +172,12 @@ def _check_alike(label: str, members: Sequence[Named]) -> None:
 
 
 def same_clients(runs: Sequence[Named]) -> tuple[str, ...]:
-    """Return the clients that all runs have; ClickException names the first run that has others."""
+    """Return the clients that all runs have; ClickException names the first run that has not."""
     clients: tuple[str, ...] = runs[0].run.clients
     for named in runs[1:]:
-        if set(named.run.clients) != set(clients):
-            theirs = ", ".join(named.run.clients)
-            raise click.ClickException(f"{named.run.path} has other clients ({theirs}) than {runs[0].run.path}")
+        if other := sorted(set(named.run.clients) ^ set(clients)):
+            text = f"{', '.join(other[:4])}{' ...' * (len(other) > 4)}"
+            raise click.ClickException(f"{named.run.path} and {runs[0].run.path} do not have the same clients: {text}")
     return clients
 
 

@@ -1,5 +1,6 @@
 """From a run file to the numbers that tables and figures show: plain arrays, no drawing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -53,13 +54,18 @@ def section_bytes(run: Run, way: str) -> dict[str, Counts]:
 def sent(run: Run, way: str | None = None) -> Counts:
     """Return the bytes that the method sent, ``up``, ``down`` or (None) both, int64[rounds, clients]."""
     ways = [way] if way else list(WAYS)
-    return np.sum([part for w in ways for part in section_bytes(run, w).values()], axis=0, dtype=np.int64)
+    return _total([part for w in ways for part in section_bytes(run, w).values()])
 
 
 def dense(run: Run, way: str | None = None) -> Counts:
     """Return what the same messages would have needed without pruning, int64[rounds, clients]."""
     ways = [way] if way else list(WAYS)
-    return np.sum([run[f"clients/bytes_dense_{w}"] for w in ways], axis=0, dtype=np.int64)
+    return _total([run[f"clients/bytes_dense_{w}"] for w in ways])
+
+
+def _total(parts: Sequence[Counts]) -> Counts:
+    """Add arrays exactly."""
+    return np.asarray(np.sum(parts, axis=0, dtype=np.int64))
 
 
 def saved(run: Run) -> float:

@@ -1,6 +1,5 @@
 """Where the bytes of a run went: per round, client, section and layer; against dense, and as the field counts them."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -177,9 +176,10 @@ def by_layer(run: Run, client: int | None = None) -> Figure:
 
 def short_names(layers: Sequence[str]) -> list[str]:
     """Return names of layers without what all of them begin with, and without the word weight at their end."""
-    start = os.path.commonprefix(layers)  # of characters, not of paths; cut back to whole parts
-    start = start[: start.rfind(".") + 1] if len(layers) > 1 else ""
-    return [name.removeprefix(start).removesuffix(".weight") for name in layers]
+    parts = [name.removesuffix(".weight").split(".") for name in layers]
+    while len({part[0] for part in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [part[1:] for part in parts]
+    return [".".join(part) for part in parts]
 
 
 def write_tables(run: Run, folder: Path) -> None:
