@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import click
 
 from fedmpi import __version__
-from fedmpi.errors import ConfigError, DataError, FedmpiError, LaunchError
+from fedmpi.errors import ConfigError, DataError, FedmpiError, LaunchError, RankFailure
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
-FAREWELL_SECONDS = 2.5
-"""How long a failing rank waits for the others to fail as well, before it ends the job for all."""
+FAREWELL_SECONDS = (2.0, 3.0, 5.0)
+"""How long a rank waits for the others to fail as well, before it ends the job for all: one that failed itself; rank 0,
+having heard of a failure; any other rank, having heard of it."""
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 """Set by launchers in every process that they start."""
 
@@ -139,7 +140,7 @@ def _fail(error: BaseException) -> NoReturn:
         _say(text, "" if _is_first_launched() else None)
         sys.exit(code)
     try:
-        everyone = _meet(comm, code, text)
+        everyone = _meet(comm, code, text, _patience(comm, error, told=told))
         if everyone is not None:
             same = [rank for rank, (_, digest) in enumerate(everyone) if digest == everyone[comm.rank][1]]
             where = "" if told or len(same) == comm.size else f" (rank {comm.rank})"
@@ -203,17 +204,20 @@ def _is_first_launched() -> bool:
     return _launched_rank() in {None, "0"}
 
 
-def _meet(comm: "MPI.Intracomm", code: int, text: str) -> list[tuple[int, int]] | None:
-    """Return (exit code, digest of the text) of every rank; None when some do not come.
+def _patience(comm: "MPI.Intracomm", error: BaseException, *, told: bool) -> float:
+    """Return how long to wait for the others, in seconds: whoever knows most gives up first, and speaks for all."""
+    second_hand = told and isinstance(error, RankFailure)
+    return FAREWELL_SECONDS[0 if not second_hand else 1 if comm.rank == 0 else 2]
 
-    Rank 0 waits less than the others: if it is here, it speaks for all, and then ends the job.
-    """
+
+def _meet(comm: "MPI.Intracomm", code: int, text: str, seconds: float) -> list[tuple[int, int]] | None:
+    """Return (exit code, digest of the text) of every rank; None when some do not come within ``seconds``."""
     import numpy as np  # noqa: PLC0415
 
     digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
     mine, everyone = np.array([code, digest], np.int64), np.empty((comm.size, 2), np.int64)
     request = comm.Iallgather(mine, everyone)
-    end = time.monotonic() + FAREWELL_SECONDS * (1 if comm.rank == 0 else 2)
+    end = time.monotonic() + seconds
     while not request.Test():
         if time.monotonic() > end:
             return None
