@@ -124,7 +124,7 @@ def run(
     ranks: int | None,
     argv: Sequence[object],
     *,
-    timeout: float = 120.0,
+    timeout: float = 240.0,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Job:

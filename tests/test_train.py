@@ -18,10 +18,12 @@ from fedmpi.reid.datasets import load_client
 from fedmpi.reid.features import Viewing
 from fedmpi.reid.testing import evaluate
 from fedmpi.train import train
-from tests.tiny import CLIENTS, tiny_model
+from tests import mpi
+from tests.tiny import CLIENTS, tiny_model, write_config
 
 pytestmark = pytest.mark.usefixtures("tiny_net")
 
+DRIVER = Path(__file__).with_name("driver.py")
 SUMMARY_KEYS = {
     "map_before", "map_after", "rank1_before", "rank1_after", "bytes_up", "bytes_down", "bytes_dense", "saved",
     "seconds", "peak_rss_bytes", "global_sha256", "clients",
@@ -49,6 +51,11 @@ def files(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*.safetensors"))
     }
+
+
+def sets(*overrides: str) -> list[str]:
+    """Return overrides as arguments of the command line."""
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def load_summary(folder: Path) -> dict:
@@ -273,3 +280,85 @@ class TestIdleClient:
             assert np.isnan(record["clients/loss_total"]).all()
             np.testing.assert_array_equal(record["clients/map"][-1], record["baseline/map"])
             np.testing.assert_allclose(record["clients/weight"], 0.5)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """Return a function that runs on so many ranks, once, with recovery happening, and returns where everything is."""
+    done: dict[int, Path] = {}
+
+    def on(ranks: int) -> Path:
+        if ranks not in done:
+            folder = done[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
+            changes = sets("federation.rounds=4", "pruning.target=0.9")
+            command = ["train", write_config(folder), "--out", folder / "run", *changes]
+            argv = [DRIVER, "count-bytes", "script-probe", "--", *command]
+            mpi.succeed(ranks, argv, env={"DRIVER_OUT": str(folder)})
+        return done[ranks]
+
+    return on
+
+
+@pytest.mark.mpi
+@mpi.needs_mpirun
+class TestRanks:
+    """The same run as a job of several ranks, byte by byte."""
+
+    @pytest.mark.parametrize("ranks", [2, 3])
+    def test_same_bits_as_in_one_process(self, job, ranks):
+        assert files(job(ranks) / "run") == files(job(1) / "run")
+        with open_run(job(ranks) / "run") as many, open_run(job(1) / "run") as one:
+            for name in (
+                "clients/crr_decision",
+                "clients/map",
+                "clients/loss_total",
+                "clients/weight",
+                "rounds/bytes_up",
+            ):
+                np.testing.assert_array_equal(many[name], one[name])
+            assert [str(rank) for rank in many.provenance["client_ranks"]] == ["1", "1" if ranks == 2 else "2"]
+
+    @pytest.mark.parametrize("ranks", [2, 3])
+    def test_recorded_bytes_are_those_handed_to_mpi(self, job, ranks):
+        sent = [json.loads((job(ranks) / f"sent-{rank}.json").read_text()) for rank in range(ranks)]
+        with open_run(job(ranks) / "run") as record:
+            messages = record.messages
+        assert set(messages["direction"]) == {b"down", b"up", b"request", b"recover", b"eval"}
+        assert messages["values"][messages["direction"] == b"recover"].sum() > 0
+        down = np.isin(messages["direction"], [b"down", b"recover", b"eval"])
+        assert sent[0] == messages["bytes"][down].sum()
+        assert sum(sent[1:]) == messages["bytes"][~down].sum()
+        if ranks == 3:
+            for client in (0, 1):
+                assert sent[1 + client] == messages["bytes"][~down & (messages["client"] == client)].sum()
+
+    def test_in_one_process_nothing_is_handed_to_mpi_but_the_record_is_the_same(self, job):
+        assert json.loads((job(1) / "sent-0.json").read_text()) == 0
+        with open_run(job(1) / "run") as one, open_run(job(3) / "run") as many:
+            for column in (
+                "round",
+                "client",
+                "direction",
+                "header",
+                "mask",
+                "values",
+                "buffers",
+                "scalars",
+                "dense_bytes",
+            ):
+                np.testing.assert_array_equal(one.messages[column], many.messages[column])
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+@mpi.needs_mpirun
+def test_a_real_network_gives_the_same_bits_on_three_ranks(tmp_path):
+    """The command as a user gives it, with a ResNet-18, on 1 and 3 ranks."""
+    changes = sets("model.arch=resnet18", "crr.tau1=1", "comm.segment_mb=1")
+    shas = []
+    for ranks in (None, 3):
+        out = tmp_path / f"run{ranks}"
+        mpi.succeed(ranks, ["-m", "fedmpi", "train", write_config(tmp_path), "--out", out, *changes])
+        shas.append(files(out))
+        assert load_summary(out)["ranks"] == (ranks or 1)
+    assert shas[0] == shas[1]

@@ -23,7 +23,7 @@ local:
   augment: {pad: 2}
 clustering: {k1: 6, k2: 2, min_samples: 2}
 pruning: {step: 0.2}
-comm: {segment_mb: 0.002, deadline_s: 60.0}
+comm: {segment_mb: 0.002, deadline_s: 200.0}
 """
 
 

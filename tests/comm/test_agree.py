@@ -21,7 +21,7 @@ on_three_ranks = [pytest.mark.mpi, mpi.needs_mpirun]
 @cache
 def results() -> dict[str, list[dict]]:
     """Return, for every scenario of agreement.py, what ranks 0, 1 and 2 raised."""
-    job = mpi.run(3, [SCRIPT], timeout=120)
+    job = mpi.run(3, [SCRIPT], timeout=200)
     lines = [line for line in job.out.splitlines() if line.startswith("{")]
     assert len(lines) == 1, str(job)
     return json.loads(lines[0])

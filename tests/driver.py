@@ -1,0 +1,205 @@
+"""``fedmpi`` with the tiny network and, on some ranks, an accident: ``driver.py [ACCIDENT[:RANK]...] -- train ...``.
+
+The job is the real one, through the real command line. Accidents happen in round 1 of two or more.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+
+from fedmpi import cli
+from fedmpi.comm import Ranks, Reduce
+from fedmpi.federated import learner
+from fedmpi.federated import round as rounds
+from fedmpi.federated.client import Client
+from fedmpi.federated.probe import Probe
+from tests.tiny import tiny_model
+
+RANK = MPI.COMM_WORLD.rank
+OUT = Path(os.environ.get("DRIVER_OUT", "."))
+BAD_ROUND = 1
+
+
+def before_training(action: Callable[[Client, int], None]) -> None:
+    """Do something before every local training of this rank."""
+    original = Client.train
+
+    def train(client, state, received, round, log):
+        action(client, round)
+        return original(client, state, received, round, log)
+
+    Client.train = train
+
+
+def in_bad_round(action: Callable[[], object]) -> None:
+    before_training(lambda _, number: action() if number == BAD_ROUND else None)
+
+
+def bug() -> None:
+    def fail():
+        raise ZeroDivisionError("the injected bug")
+
+    in_bad_round(fail)
+
+
+def quiet_exit() -> None:
+    in_bad_round(lambda: sys.exit(0))
+
+
+def sleep() -> None:
+    in_bad_round(lambda: time.sleep(600))
+
+
+def bug_outside() -> None:
+    """Fail where no other rank is asked whether all is well."""
+    original = rounds._aggregate
+
+    def aggregate(world, state, updates, round, clock):
+        if round == BAD_ROUND:
+            raise ZeroDivisionError("the injected bug")
+        return original(world, state, updates, round, clock)
+
+    rounds._aggregate = aggregate
+
+
+def quiet_exit_outside() -> None:
+    original = rounds._aggregate
+
+    def aggregate(world, state, updates, round, clock):
+        return sys.exit(0) if round == BAD_ROUND else original(world, state, updates, round, clock)
+
+    rounds._aggregate = aggregate
+
+
+def spoil_head(**fields: int) -> Callable[[], None]:
+    """Make the head of an update say something else."""
+
+    def accident() -> None:
+        original = rounds._update_head
+
+        def head(world, round, client, history, update):
+            right = original(world, round, client, history, update)
+            if round != BAD_ROUND:
+                return right
+            return replace(right, **{name: getattr(right, name) + by for name, by in fields.items()})
+
+        rounds._update_head = head
+
+    return accident
+
+
+def damaged_values() -> None:
+    """Flip one bit of the values on their way up."""
+    original = Reduce._send_values
+    calls = []
+
+    def send(reduce, values, masks):
+        calls.append(0)
+        if len(calls) > BAD_ROUND:
+            values = {c: v.copy() for c, v in values.items()}
+            next(iter(values.values())).view(np.uint32)[7] ^= 1 << 13
+        original(reduce, values, masks)
+
+    Reduce._send_values = send
+
+
+def huge_update() -> None:
+    original = Client.train
+
+    def train(client, state, received, round, log):
+        after, update = original(client, state, received, round, log)
+        return after, replace(update, norm=np.nan if round == BAD_ROUND else update.norm)
+
+    Client.train = train
+
+
+def slow() -> None:
+    """Leave a test time to look, and say which process this is."""
+    (OUT / f"pid-{RANK}").write_text(str(os.getpid()))
+    before_training(lambda *_: time.sleep(0.3))
+
+
+def script_probe() -> None:
+    """Let client 0 prune twice and then recover."""
+    answers = [0.5, 0.6, 0.6, 0.5, 0.6, 0.6, 0.3, 0.3, 0.6, 0.6]
+    held = Probe.__init__
+
+    def init(probe, data, config, temperature, viewing, seed, client):
+        held(probe, data, config, temperature, viewing, seed, client)
+        probe.client = client
+
+    Probe.__init__ = init
+    Probe.measure = lambda probe, *_: answers.pop(0) if probe.client == 0 else 0.5
+
+
+class Counting(MPI.Intracomm):
+    """Counts the bytes that are handed to MPI, and lets no other way of sending pass."""
+
+    sent = 0
+
+    def Isend(self, buf, dest, tag=0):
+        array = buf[0] if isinstance(buf, list) else buf
+        Counting.sent += memoryview(array).nbytes
+        return super().Isend(buf, dest, tag)
+
+    def _refuse(self, *args, **options):
+        raise AssertionError("sent past the counter")
+
+    Send = Ssend = Bsend = Rsend = Issend = Ibsend = Irsend = send = isend = Sendrecv = Send_init = _refuse
+    Bcast = Ibcast = Gather = Igather = Gatherv = Scatterv = Reduce = Allreduce = Alltoallv = Put = _refuse
+
+
+def count_bytes() -> None:
+    """Write the bytes that this rank handed to the model communicator into a file at the end."""
+    create = Ranks.create.__func__
+
+    def counted(cls, comm, clients):
+        ranks = create(cls, comm, clients)
+        return replace(ranks, comm=Counting(ranks.comm))
+
+    Ranks.create = classmethod(counted)
+    free = Ranks.free
+
+    def report(ranks):
+        (OUT / f"sent-{RANK}.json").write_text(json.dumps(Counting.sent))
+        free(ranks)
+
+    Ranks.free = report
+
+
+ACCIDENTS: dict[str, Callable[[], None]] = {
+    "bug": bug,
+    "quiet-exit": quiet_exit,
+    "sleep": sleep,
+    "bug-outside": bug_outside,
+    "quiet-exit-outside": quiet_exit_outside,
+    "wrong-round": spoil_head(round=1),
+    "wrong-epoch": spoil_head(base_epoch=1, epoch=1),
+    "damaged-values": damaged_values,
+    "nan-norm": huge_update,
+    "slow": slow,
+    "script-probe": script_probe,
+    "count-bytes": count_bytes,
+}
+
+
+def main() -> None:
+    split = sys.argv.index("--")
+    for accident in sys.argv[1:split]:
+        name, _, rank = accident.partition(":")
+        if not rank or int(rank) == RANK:
+            ACCIDENTS[name]()
+    learner.initial_model = tiny_model
+    sys.argv[1:] = sys.argv[split + 1 :]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
