@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import click
@@ -81,7 +82,7 @@ def train(config: str | None, overrides: Sequence[str], out: Path | None, progre
 
     settings = load_config(config, overrides)
     fix_environment(settings.compute.threads)
-    from mpi4py import MPI  # noqa: PLC0415
+    MPI = load_mpi()  # noqa: N806 - the name that everybody knows it by
 
     from fedmpi.console import View  # noqa: PLC0415
     from fedmpi.train import train as run  # noqa: PLC0415
@@ -99,6 +100,18 @@ def fix_environment(threads: int) -> None:
     keep_freed_memory()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
+
+
+def load_mpi() -> ModuleType:
+    """Import mpi4py's MPI, which starts MPI; ``LaunchError`` when there is no MPI library."""
+    try:
+        return import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError) as error:
+        message = (
+            "mpi4py finds no MPI library, and without one not even one rank can run: pip install 'fedmpi[mpich]' "
+            "(in a checkout: pip install -e '.[mpich]'), or load your cluster's MPI module"
+        )
+        raise LaunchError(message) from error
 
 
 def keep_freed_memory() -> None:

@@ -81,6 +81,10 @@ def client_variables(result: RoundResult, known: Sequence[str]) -> dict[str, NDA
     for name, share in (("klaw", weights.klaw), ("praw", weights.praw), ("weight", weights.weight)):
         values[name] = np.zeros(clients)
         values[name][result.selection.merged] = share
+    values["seconds_transfer"] = np.zeros(clients)
+    for message in result.messages:
+        if message.direction in METHOD_DIRECTIONS:
+            values["seconds_transfer"][message.client] += message.seconds
     values["skipped"] = np.isin(np.arange(clients), list(result.selection.skipped)).astype(np.int64)
     return values
 

@@ -227,7 +227,7 @@ def facts(world: World, folder: RunFolder) -> dict[str, str]:
     return {
         "data": f"{source}, {len(world.ranks.hosts)} clients, {config.data.height}x{config.data.width}",
         "model": f"{config.model.arch}, {layout.size:,} parameters ({4 * layout.size / 1e6:.1f} MB dense)",
-        "method": f"{config.federation.rounds} rounds x {config.local.epochs} local epochs; {' '.join(switches) or 'plain'}",
+        "method": f"{config.federation.rounds} rounds x {config.local.epochs} local epochs; {' '.join(switches)}",
         "wire": f"{kernels.active()} kernels, {config.comm.segment_mb:g} MiB segments",
         "out": f"{folder.path}/",
     }

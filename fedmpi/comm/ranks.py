@@ -99,8 +99,8 @@ def check_one_world(size: int, environment: Mapping[str, str] = os.environ) -> N
         value = environment.get(name, "")
         if value.isdigit() and int(value) > 1:
             message = (
-                f"{name}={value}, but MPI sees one rank: these are {value} separate runs, not one world; start with the "
-                "mpirun of the MPI that mpi4py loads, or with srun --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH)"
+                f"{name}={value}, but MPI sees one rank: these are {value} separate runs, not one world; start with "
+                "the mpirun of the MPI that mpi4py loads, or with srun --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH)"
             )
             raise LaunchError(message)
 

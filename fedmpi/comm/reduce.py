@@ -8,7 +8,7 @@ on the order of arrival nor on the number of ranks.
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from mpi4py import MPI
@@ -57,6 +57,7 @@ class Reduce:
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
         self._segments = segments(layout.size, segment_bytes)
+        self._open: list[Traffic] = []
         self._limit, self._max_scalars = head_bound(layout, max_scalars), max_scalars
 
     @property
@@ -93,8 +94,12 @@ class Reduce:
         raw = {c: encoded[c][0] if c in encoded else self._receive_head(c) for c in self._ranks.clients}
         heads = {c: self._decode(data, kind, round, c, known[c]) for c, data in raw.items()}
         spent = time.perf_counter() - start
-        headers = [Header.unpack(data.data, self._layout, self._max_scalars) for data in raw.values()]
-        self._meter.add(Traffic.of(header, start=start - since, seconds=spent) for header in headers)
+        headers = [Header.unpack(raw[c].data, self._layout, self._max_scalars) for c in raw]
+        messages = [Traffic.of(header, start=start - since, seconds=spent) for header in headers]
+        if kind is Kind.UPDATE:
+            self._open = messages  # the values are still to come
+        else:
+            self._meter.add(messages)
         return heads
 
     def _receive_head(self, client: int) -> NDArray[np.uint8]:
@@ -153,6 +158,7 @@ class Reduce:
         if theta is None:
             self._send_values(values, masks)
             return 0.0
+        begin = time.perf_counter()
         merged = sorted(weights)
         shares = np.array([weights[c] for c in merged], np.float32)
         spent, sums, at = 0.0, dict.fromkeys(self._ranks.clients, Checksum()), dict.fromkeys(self._ranks.clients, 0)
@@ -175,6 +181,9 @@ class Reduce:
             spent += time.perf_counter() - start
         for c, found in sums.items():
             check_values(found, heads[c], f"the update of client {c}")
+        elapsed = time.perf_counter() - begin
+        self._meter.add(replace(message, seconds=message.seconds + elapsed) for message in self._open)
+        self._open = []
         return spent
 
     def _send_values(self, values: Mapping[int, NDArray[np.float32]], masks: Mapping[int, Mask]) -> None:

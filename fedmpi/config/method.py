@@ -44,7 +44,9 @@ class KlawConfig(Section):
     """KLAW: aggregation weight from the KL divergence between a client's model after and before local training."""
 
     enabled: Switch = key(
-        default=True, description="Switch for ablation; off = equal KLAW factors.", source="FedKLPR v1"
+        default=True,
+        description="Switch for ablation; off = a client weighs by its number of images, as in FedAvg.",
+        source="FedKLPR v1",
     )
     sign: Literal["gain", "alignment"] = key(
         "gain",
@@ -146,7 +148,8 @@ class CrrConfig(Section):
     probe: Literal["pseudo", "loss", "test"] = key(
         "pseudo",
         "What is measured: pseudo = retrieval mAP on held-out training images with this round's clusters as truth; "
-        "loss = the proxy loss on them; test = rank-1 on the client's test set, as FedCAPR's own selection does. "
+        "loss = minus their cross-entropy against the cluster centres; test = rank-1 on the client's test set, as "
+        "FedCAPR's own selection does. "
         "test leaks labels: log and report say so.",
         source="[choice] the two stages are the paper's, the measure is ours",
     )

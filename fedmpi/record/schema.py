@@ -161,9 +161,7 @@ def _client_training() -> list[Variable]:
         "seconds_probe": "time in CRR probes and the KLAW measurement",
         "seconds_prune": "time in choosing the mask",
         "seconds_encode": "time in coding the update",
-        "seconds_pack": "time in gathering kept values into buffers",
-        "seconds_transfer": "time in MPI transfers of this client's messages",
-        "seconds_wait": "time spent waiting for other ranks",
+        "seconds_transfer": "time from first to last byte of this client's messages, at the server, merging included",
         "seconds_evaluate": "time in evaluation",
     }
     losses = {
@@ -175,6 +173,8 @@ def _client_training() -> list[Variable]:
     counts = {
         "clusters": "clusters found in the last local epoch",
         "outliers": "training images that no cluster holds in the last local epoch",
+        "batches": "batches trained on in the round",
+        "idle_epochs": "local epochs whose clustering left nothing to train on",
         "train_images": "training images in use (the bad ones excluded)",
         "bad_images": "training images found unreadable so far",
     }
@@ -193,13 +193,14 @@ def _client_method() -> list[Variable]:
         "klaw": "normalised KLAW weight",
         "praw": "normalised PRAW weight",
     }
+    norm = {"norm": "Euclidean norm of the values that the client sent"}
     probes = {
         "crr_before": "CRR probe of the locally trained model with the old mask",
         "crr_after": "CRR probe of the locally trained model with the candidate mask",
         "crr_received": "CRR probe of the received model (stage 2)",
     }
     return [
-        *_floats(_RC, "1", weights),
+        *_floats(_RC, "1", weights | norm),
         Variable("weight", _RC, "f8", "1", "aggregation weight w_k, sum 1 over clients"),
         Variable("density", _RC, "f8", "1", "share of prunable parameters kept after the round"),
         Variable("crr_decision", _RC, "i1", "1", "decision of cross-round recovery", 0, codes),

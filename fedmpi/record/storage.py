@@ -64,6 +64,7 @@ def replacing(path: Path) -> Iterator[Path]:
     scratch.unlink(missing_ok=True)
     try:
         yield scratch
+        scratch.chmod(0o600)  # masks and scores tell about a client's data: whoever may read them is the user's choice
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         scratch.replace(path)
