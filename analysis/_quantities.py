@@ -37,9 +37,7 @@ CLIENT_SECONDS: Final = {
     "seconds_probe": "probes",
     "seconds_prune": "pruning",
     "seconds_encode": "encoding",
-    "seconds_pack": "packing",
     "seconds_transfer": "transfer",
-    "seconds_wait": "waiting",
     "seconds_evaluate": "evaluation",
 }
 """Parts of a client's round."""

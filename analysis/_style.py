@@ -135,10 +135,10 @@ def client_lines(axis: Axes, x: npt.NDArray[Any], y: npt.NDArray[Any], names: Se
 
 def heat_map(axis: Axes, values: npt.NDArray[Any], **settings: Any) -> Any:  # noqa: ANN401 - matplotlib's own
     """Draw ``values`` [rows, columns] as a heat map, row 0 on top; cells that were not measured stay grey."""
-    colours = mpl.colormaps[settings.pop("cmap", SCALE)].with_extremes(bad="#DDDDDD")
     axis.grid(visible=False)
-    settings = {"aspect": "auto", "interpolation": "nearest", **settings}
-    return axis.imshow(np.ma.masked_invalid(values), cmap=colours, **settings)
+    settings = {"aspect": "auto", "interpolation": "nearest", "cmap": mpl.colormaps[SCALE], **settings}
+    settings["cmap"] = settings["cmap"].with_extremes(bad="#DDDDDD")
+    return axis.imshow(np.ma.masked_invalid(values), **settings)
 
 
 def name_rows(axis: Axes, names: Sequence[str], room: int = 34) -> None:
