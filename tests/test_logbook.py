@@ -115,6 +115,12 @@ class TestVariables:
         seconds={"round": 9.0, "uplink": 2.0},
         started=77.0,
         control=160,
+        messages=[
+            message(Direction.DOWN),
+            message(Direction.UP),
+            message(Direction.EVALUATE),
+            message(Direction.UP, client=2),
+        ],
     )
 
     def test_of_clients(self):
@@ -126,6 +132,7 @@ class TestVariables:
         assert got["clusters"].tolist() == [3, -1, 5]
         assert got["crr_decision"].tolist() == [1, 0, 3]
         assert got["clusters"].dtype.kind == "i"
+        assert got["seconds_transfer"].tolist() == [1.0, 0.0, 0.5]  # measuring is no part of the method
         np.testing.assert_array_equal(got["map"], [0.5, np.nan, 0.25])
 
     def test_of_the_round(self):

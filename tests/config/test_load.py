@@ -437,7 +437,7 @@ def test_a_replaced_value_leaves_no_mistake(write):
         ("evaluation.ranks=[1, x]", "evaluation.ranks.1: must be a whole number, got 'x'"),
         ("crr.probe=tset", "must be one of pseudo, loss, test, got 'tset'; did you mean 'test'?"),
         ("kll.enabled=2", "must be true or false, got 2"),
-        ("local.batch_size=6", "must be a multiple of local.images_per_proxy = 4, got 6"),
+        ("local.batch_size=7", "must be a multiple of local.images_per_proxy = 2, got 7"),
     ],
 )
 def test_set_mistakes(argument, what):
