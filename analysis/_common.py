@@ -197,16 +197,18 @@ def _cell(value: object) -> object:
 
 def size(count: float) -> str:
     """Return bytes in decimal units, as the field counts them (1 MB = 1e6)."""
-    for unit in ("B", "kB", "MB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    if abs(count) < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
         count /= 1000
-    return f"{count:.2f} GB"
+        if abs(count) < 1000 or unit == "TB":
+            break
+    return f"{count:.{1 if unit in {'kB', 'MB'} else 2}f} {unit}"
 
 
 def percent(share: float, digits: int = 1) -> str:
     """Return a share as a number of percent, ``--`` where it was not measured."""
-    return "--" if math.isnan(share) else f"{100 * share:.{digits}f}"
+    return "--" if math.isnan(share) else f"{round(100 * share, digits) + 0.0:.{digits}f}"  # + 0.0: never -0.0
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:

@@ -45,6 +45,9 @@ _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Even a browser that is asked to may load nothing from elsewhere."""
 
 
+_HYPHEN: Final = "\N{NON-BREAKING HYPHEN}"
+
+
 def page(title: str, body: Sequence[str]) -> str:
     """Return a whole page."""
     head = [
@@ -80,7 +83,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, total: bool = F
     """
     if not rows:
         return ""
-    lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"]
+    names = (escape(cell.replace("-", _HYPHEN)) for cell in head)
+    lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"]
     for number, row in enumerate(rows, 1):
         mark = ' class="total"' if total and number == len(rows) else ""
         lines.append(f"<tr{mark}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")

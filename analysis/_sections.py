@@ -18,6 +18,8 @@ from fedmpi.record import Run
 SWITCHES: Final = ("kll", "klaw", "praw", "sas", "pruning", "crr")
 DETAILS: Final = 500
 """Rows up to which the decisions are listed one by one."""
+MANY: Final = 40
+"""More clients than this are listed only on a click."""
 
 
 def setup(run: Run) -> list[str]:
@@ -58,7 +60,8 @@ def scores(run: Run) -> list[str]:
     known = [m for m in ("map", "rank1") if figures.measured(quantities.scores(run, m))]
     if not known:
         return [page.text("No round was evaluated.")]
-    parts = [client_table(run)]
+    listed = client_table(run)
+    parts = [page.folded("Each client", listed) if len(run.clients) > MANY else listed]
     for over, words in (("rounds", "rounds finished"), ("bytes", "bytes that the client sent and received by then")):
         made = accuracy.clients_over(run, known, over)
         parts.append(
@@ -157,11 +160,12 @@ def pruning(run: Run) -> list[str]:
         [name, *(str(int((codes[:, k] == code).sum())) for code in present)] for k, name in enumerate(run.clients)
     ]
     total = ["all", *(str(int((codes == code).sum())) for code in present)]
+    listed = page.table(["client", *(DECISIONS[code] for code in present)], [*counts, total], total=True)
     probe = common.setting(common.config_of(run), "crr.probe", "?")
     return [
         *parts,
         page.picture(figures.decisions(run), "decision of cross-round recovery of every client and round"),
-        page.table(["client", *(DECISIONS[code] for code in present)], [*counts, total], total=True),
+        page.folded("Decisions of each client", listed) if len(run.clients) > MANY else listed,
         page.folded(f"Every decision, with what the probe ({probe}) measured", decision_list(run)),
     ]
 

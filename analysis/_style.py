@@ -101,7 +101,7 @@ def line_styles() -> Iterator[dict[str, Any]]:
 
 def byte_scale(largest: float) -> tuple[float, str]:
     """Return divisor and unit in which bytes up to ``largest`` read well (decimal, as the field counts)."""
-    for divisor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for divisor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if largest >= divisor:
             return divisor, unit
     return 1.0, "byte"
