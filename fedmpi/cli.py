@@ -39,6 +39,8 @@ class LazyGroup(click.Group):
         "config": ("fedmpi.cli_config", "config_group"),
         "data": ("fedmpi.cli_data", "data_group"),
         "doctor": ("fedmpi.doctor", "doctor"),
+        "export-scalars": ("fedmpi.cli_scalars", "export_scalars"),
+        "inspect": ("fedmpi.cli_inspect", "inspect"),
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
