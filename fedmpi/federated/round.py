@@ -43,7 +43,8 @@ CLIENT_FIELDS = (
 class World:
     """What does not change during a run, on one rank.
 
-    ``clients`` are the hosted ones. ``learner`` is None on a server that hosts none... it still knows the ``layout``.
+    ``clients`` are the hosted ones. Every rank has a ``learner``: a server that hosts nobody takes the layout and the
+    untrained model from it.
     """
 
     config: RunConfig
