@@ -128,7 +128,7 @@ def times(run: Run) -> Figure:
         base += values
     right.set(title="clients, mean over rounds", xlabel="own time per round (s)", ylim=(len(run.clients) - 0.5, -0.5))
     style.name_rows(right, run.clients)
-    for axis in (left, right):
+    for axis in (left, right) if base.any() else (left,):
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 * 3.4 / height), ncols=4)
     return made
 
