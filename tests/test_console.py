@@ -109,9 +109,9 @@ class TestEnd:
         view = View(progress=False)
         view.finished(SUMMARY, Path("runs/q"))
         out = capsys.readouterr().out
-        (prid,) = (line for line in out.splitlines() if line.startswith("prid"))
+        (prid,) = (line for line in out.splitlines() if line.lstrip().startswith("prid"))
         assert prid.split() == ["prid", "10.0", "50.0", "20.0", "--", "0.500", "1.5", "2.0", "25.0", "%"]
-        (mean,) = (line for line in out.splitlines() if line.startswith("mean"))
+        (mean,) = (line for line in out.splitlines() if line.lstrip().startswith("mean"))
         assert mean.split() == ["mean", "10.0", "50.0", "20.0", "--", "0.500", "1.5", "2.0", "25.0", "%"]
         assert "sent 3.0 MB (up 1.0 MB, down 2.0 MB) instead of 4.0 MB dense: 25.0 % saved; 61 s" in out
         assert "ab" * 32 in out
