@@ -76,7 +76,7 @@ def _set_up(comm: MPI.Intracomm, config: RunConfig, view: View) -> tuple[World, 
         for index in ranks.hosted:
             stage.enter(index)
             clients[index] = Client(index, load_client(config.data, config.run.seed, index), learner)
-    segment_bytes = int(c.segment_mb * 2**20)
+    segment_bytes = int(c.segment_mb * 1e6)
     layout, scalars = learner.layout, len(SCALARS)
     scatter = Scatter(ranks, layout, segment_bytes=segment_bytes, patience=patience, meter=meter)
     reduce = Reduce(ranks, layout, segment_bytes=segment_bytes, max_scalars=scalars, patience=patience, meter=meter)
@@ -228,7 +228,7 @@ def facts(world: World, folder: RunFolder) -> dict[str, str]:
         "data": f"{source}, {len(world.ranks.hosts)} clients, {config.data.height}x{config.data.width}",
         "model": f"{config.model.arch}, {layout.size:,} parameters ({4 * layout.size / 1e6:.1f} MB dense)",
         "method": f"{config.federation.rounds} rounds x {config.local.epochs} local epochs; {' '.join(switches)}",
-        "wire": f"{kernels.active()} kernels, {config.comm.segment_mb:g} MiB segments",
+        "wire": f"{kernels.active()} kernels, {config.comm.segment_mb:g} MB segments",
         "out": f"{folder.path}/",
     }
 
@@ -243,7 +243,7 @@ def provenance(world: World, placed: list[Seat]) -> dict[str, Any]:
         "seed": str(config.run.seed),
         "torch_version": torch.__version__,
         "mpi4py_version": version("mpi4py"),
-        "mpi_library": MPI.Get_library_version().splitlines()[0].strip(),
+        "mpi_library": MPI.Get_library_version().splitlines()[0].strip("\0 "),
         "ranks": str(world.ranks.size),
         "hosts": [seat.host for seat in placed],
         "devices": [seat.device for seat in placed],

@@ -278,7 +278,7 @@ class TestRanks:
         assert "old is not empty" in line
 
     def test_singletons_of_another_launcher_say_it_once(self, config):
-        job = self.run(1, config, env={"OMPI_COMM_WORLD_SIZE": "4"})
+        job = self.run(1, config, env={"SLURM_STEP_NUM_TASKS": "4"})
         assert job.code == 2, str(job)
         (line,) = job.lines()
-        assert line.startswith("fedmpi: error: OMPI_COMM_WORLD_SIZE=4, but MPI sees one rank")
+        assert line.startswith("fedmpi: error: SLURM_STEP_NUM_TASKS=4, but MPI sees one rank")

@@ -106,6 +106,13 @@ class TestFolder:
         folder = run("federation.rounds=1")
         assert load_summary(folder)["global_sha256"] == files(folder)["global.safetensors"]
 
+    @pytest.mark.parametrize("text", ["Open MPI v5.0.11, package: x\0", "MPICH Version:      5.0.2\nABI: 17\0"])
+    def test_the_mpi_library_s_own_words_are_recorded(self, run, monkeypatch, text):
+        """Open MPI ends them with a NUL, which HDF5 refuses."""
+        monkeypatch.setattr(MPI, "Get_library_version", lambda: text)
+        with open_run(run("federation.rounds=1")) as record:
+            assert record.provenance["mpi_library"] == text.split("\n")[0].rstrip("\0")
+
     def test_no_temporary_files_remain(self, run):
         assert list(run("federation.rounds=1").rglob(".*")) == []
 

@@ -217,6 +217,11 @@ class TestEvaluation:
         assert [(m.client, m.values) for m in sent] == [(0, 4 * size), (1, 4 * size)]
 
 
+def test_segments_are_in_units_of_a_million_bytes(world):
+    """1020 bytes are 255 values, hence 192 (whole words of a mask); 2072 parameters make eleven such ranges."""
+    assert world("comm.segment_mb=0.00102").reduce.segments == 11
+
+
 def test_times_add_up(world):
     _, result = run_round(built := world(), first_state(built), 0)
     stages = {name: result.seconds[name] for name in ("downlink", "local", "uplink", "evaluate")}
