@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 SILENCE = 5.0
 """A running run that has been silent for so many times its longest round, and a minute, has probably been killed."""
 POLL_SECONDS = 2.0
-HEAD = "  round    loss      KL    mAP  rank-1  density   MB up  MB down   saved   sec  pruning"
+COLUMNS = {
+    "round": 9,
+    "loss": 7,
+    "KL": 7,
+    "mAP": 5,
+    "rank-1": 6,
+    "density": 7,
+    "MB up": 7,
+    "MB down": 7,
+    "saved": 6,
+    "sec": 5,
+}
+"""Columns of the table of rounds with their widths; behind them stands what was decided."""
 
 
 @click.command("inspect")
@@ -39,13 +51,16 @@ def inspect(run: Path, last: int, per_client: bool, follow: bool, as_json: bool)
         raise click.UsageError("--json and --follow exclude one another")
     from fedmpi.record import open_run  # noqa: PLC0415 - help stays fast
 
+    status = _status(run) if follow else ""
     with open_run(run) as opened:
         if as_json:
             click.echo(json.dumps(facts(opened), indent=2, allow_nan=False))
             return
-        for line in (*summary(opened), "", *rounds_table(opened, last)):
+        first = max(0, opened.rounds - last) if last > 0 else 0
+        earlier = [f"    ... {first} earlier rounds (--last 0 shows all)"] if first else []
+        for line in (*summary(opened), "", *table_head(opened), *earlier, *table_rows(opened, first)):
             click.echo(line)
-        seen, status = opened.rounds, opened.status
+        seen = opened.rounds
         if per_client and seen:
             click.echo("\n" + "\n".join(client_table(opened)))
     if follow:
@@ -53,17 +68,26 @@ def inspect(run: Path, last: int, per_client: bool, follow: bool, as_json: bool)
 
 
 def _follow(path: Path, seen: int, status: str) -> None:
-    """Print rounds as they are committed, then how the run ended."""
+    """Print rounds as they are committed, then how the run ended; ``status`` was read before ``seen`` rounds were."""
     from fedmpi.record import open_run  # noqa: PLC0415 - help stays fast
 
     while status == "running":
         time.sleep(POLL_SECONDS)
+        status = _status(path)
         with open_run(path) as run:
-            for line in rounds_table(run, run.rounds - seen)[2:] if run.rounds > seen else []:
+            for line in table_rows(run, seen):
                 click.echo(line)
-            seen, status = run.rounds, run.status
+            seen = run.rounds
             if status != "running":
                 click.echo("\n".join(["", *summary(run)]))
+
+
+def _status(path: Path) -> str:
+    """Return the state of a run; who opens it again after this sees all rounds that came before that state."""
+    from fedmpi.record import open_run  # noqa: PLC0415 - help stays fast
+
+    with open_run(path) as run:
+        return run.status
 
 
 def planned(run: Run) -> int:
@@ -121,28 +145,34 @@ def sent(run: Run) -> str:
     return f"{size(moved)} (up {size(total['up'])}, down {size(total['down'])}){saved}{more}"
 
 
-def rounds_table(run: Run, last: int) -> list[str]:
-    """Return the head, the untrained model, and one aligned line per round: the ``last`` ones only, 0 for all."""
-    before = [_mean(run[f"baseline/{name}"]) for name in ("map", "rank1")]
-    lines = [HEAD, f"     --      --      -- {percent(before[0]):>6}  {percent(before[1]):>6}  untrained model"]
-    first = max(0, run.rounds - last) if last > 0 else 0
-    if first:
-        lines.append(f"    ... {first} earlier rounds (--last 0 shows all)")
+def table_head(run: Run) -> list[str]:
+    """Return the head of the table of rounds, and the untrained model's line."""
+    scores = [percent(_mean(run[f"baseline/{name}"])) for name in ("map", "rank1")]
+    return [_line([*COLUMNS, "pruning"]), _line(["--", "--", "--", *scores]) + "  untrained model"]
+
+
+def table_rows(run: Run, first: int) -> list[str]:
+    """Return one aligned line per round, from round ``first`` on."""
     names = ("mean_loss", "mean_map", "mean_rank1", "mean_density", "seconds", "bytes_up", "bytes_down")
     rows = {name: run[f"rounds/{name}"] for name in names}
     dense = (run["rounds/bytes_dense_up"] + run["rounds/bytes_dense_down"]).cumsum()
     moved = (rows["bytes_up"] + rows["bytes_down"]).cumsum()
     kl, words, total = run["clients/loss_kl"], events(run), planned(run) or run.rounds
+    lines = []
     for t in range(first, run.rounds):
         row = {name: float(values[t]) for name, values in rows.items()}
         saved = 1 - int(moved[t]) / int(dense[t]) if dense[t] else math.nan
-        lines.append(
-            f"{t + 1:>4}/{total:<3}{number(row['mean_loss'], 2):>6}  {number(_mean(kl[t]), 3):>6} "
-            f"{percent(row['mean_map']):>6}  {percent(row['mean_rank1']):>6}  {number(row['mean_density'], 3):>7}  "
-            f"{row['bytes_up'] / 1e6:>6.1f}  {row['bytes_down'] / 1e6:>7.1f}  {percent(saved):>5}%  "
-            f"{row['seconds']:>4.0f}  {words[t]}".rstrip()
-        )
+        cells = [f"{t + 1}/{total}", number(row["mean_loss"], 2), number(_mean(kl[t]), 3)]
+        cells += [percent(row["mean_map"]), percent(row["mean_rank1"]), number(row["mean_density"], 3)]
+        cells += [f"{row[f'bytes_{way}'] / 1e6:.1f}" for way in ("up", "down")]
+        lines.append(_line([*cells, f"{percent(saved)}%", f"{row['seconds']:.0f}", words[t]]))
     return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    """Return the cells of a line below their heads, flush right; what has no column follows as it is."""
+    widths = [*COLUMNS.values(), *[0] * len(cells)]
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=False)).rstrip()
 
 
 def events(run: Run) -> list[str]:

@@ -26,13 +26,14 @@ def run_file(written, tmp_path):
     return Path(shutil.copy(written, tmp_path / "one"))
 
 
-@pytest.fixture(autouse=True)
-def _small_pictures(monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def _small_pictures():
     """Draw with few pixels, which is fast."""
     import _style  # noqa: F401 - sets the style that this changes
     import matplotlib as mpl
 
-    monkeypatch.setitem(mpl.rcParams, "savefig.dpi", 40)
+    with mpl.rc_context({"savefig.dpi": 40}):
+        yield
 
 
 @pytest.fixture
