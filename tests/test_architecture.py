@@ -29,7 +29,10 @@ MAY_IMPORT = {
     "record": set(),
     "run_folder": set(),
     "logbook": {"comm", "federated", "record", "sparse", "pruning"},
-    "console": {"comm", "pruning"},
+    "wording": set(),
+    "console": {"comm", "pruning", "wording"},
+    "event_file": set(),
+    "scalars": {"record", "event_file"},
     "train": {*LOW, *MIDDLE, "comm", "federated", "record", "run_folder", "logbook", "console"},
     "bench": {*LOW, *MIDDLE, "comm", "federated", "record"},
     "slurm": LOW,
@@ -37,12 +40,14 @@ MAY_IMPORT = {
     "cli": {"config", "console", "train", "bench", "slurm"},  # other commands are looked up by name
     "cli_config": LOW,
     "cli_data": {*LOW, "reid"},
+    "cli_inspect": {"record", "wording"},
+    "cli_scalars": {"record", "scalars"},
     "__main__": {"cli"},
 }
 LIBRARIES = {
     "mpi4py": {"comm", "train", "cli", "doctor", "bench"},
     "h5py": {"record", "doctor"},
-    "click": {"cli", "cli_config", "cli_data", "doctor", "bench"},
+    "click": {"cli", "cli_config", "cli_data", "cli_inspect", "cli_scalars", "doctor", "bench"},
     "torchvision": {"reid"},
     "rich": {"console", "doctor"},
     "sklearn": {"reid"},
