@@ -114,12 +114,8 @@ def times(run: Run) -> Figure:
     height = max(3.4, min(9.0, 1.6 + 0.24 * len(run.clients)))
     made, axes = style.figure(1, 2, figsize=(10.6, height), width_ratios=[1.25, 1])
     left, right = axes[0]
-    rounds, parts = np.arange(run.rounds), server_seconds(run)
     colours = (style.COLOURS[0], style.GREY, style.COLOURS[1], style.COLOURS[2], "#D0D0D0")
-    base = np.zeros(run.rounds)
-    for (word, values), colour in zip(parts.items(), colours, strict=True):
-        left.bar(rounds, values, 0.8 if run.rounds <= 60 else 1.0, bottom=base, color=colour, label=word)
-        base += values
+    style.stack(left, np.arange(run.rounds), server_seconds(run), colours)
     left.set(title="rounds, seen by the server", ylabel="wall time (s)")
     style.rounds_axis(left)
     base = np.zeros(len(run.clients))

@@ -1,7 +1,7 @@
 """How figures look and are written: without a display, the same bytes every time, for colour-blind readers."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ DENSE: Final = "#000000"
 GREY: Final = "#8C8C8C"
 SCALE: Final = "viridis"
 """Colour scale of heat maps: lightness alone tells the values apart, for colour-blind readers and in grey print."""
+FEW_ROUNDS: Final = 60
+"""Up to so many rounds have a bar each."""
 MANY: Final = 10
 """More lines than this are drawn as a range and their mean, with no legend entry each."""
 
@@ -131,6 +133,18 @@ def client_lines(axis: Axes, x: npt.NDArray[Any], y: npt.NDArray[Any], names: Se
     for name, values, style in zip(names, y.T, line_styles(), strict=False):
         known = ~np.isnan(values)
         axis.plot(x[known], values[known], label=name, markevery=max(1, len(x) // 12), **style)
+
+
+def stack(axis: Axes, rounds: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], colours: Sequence[str]) -> None:
+    """Stack the numbers of every round, ``parts`` by label: as bars, or as one area where bars would be hairs."""
+    base = np.zeros(len(rounds))
+    for (label, heights), colour in zip(parts.items(), colours, strict=False):
+        if len(rounds) <= FEW_ROUNDS:
+            axis.bar(rounds, heights, 0.8, bottom=base, color=colour, label=label)
+        else:
+            axis.fill_between(rounds, base, base + heights, step="mid", color=colour, lw=0, label=label)
+        base = base + heights
+    axis.set_ylim(bottom=0)
 
 
 def heat_map(axis: Axes, values: npt.NDArray[Any], **settings: Any) -> Any:  # noqa: ANN401 - matplotlib's own

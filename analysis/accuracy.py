@@ -149,6 +149,7 @@ def write_table(groups: Groups, folder: Path) -> None:
     rows = []
     for label, members in groups.items():
         for run in (named.run for named in members):
+            seed = common.seed_of(run)
             values = {m: np.vstack([quantities.untrained(run, m)[None], quantities.scores(run, m)]) for m in METRICS}
             total = np.concatenate([[0], np.cumsum(quantities.sent(run).sum(axis=1))])
             own = np.vstack([np.zeros((1, len(run.clients)), np.int64), np.cumsum(quantities.sent(run), axis=0)])
@@ -156,7 +157,7 @@ def write_table(groups: Groups, folder: Path) -> None:
                 for k, client in enumerate(run.clients):
                     scores = [values[m][t, k] for m in METRICS]
                     if not np.isnan(scores).all():
-                        rows.append([label, common.seed_of(run), t, client, total[t], own[t, k], *scores])
+                        rows.append([label, seed, t, client, total[t], own[t, k], *scores])
     head = ["run", "seed", "rounds_finished", "client", "total_bytes", "client_bytes", *METRICS]
     common.write_csv(folder / "accuracy.csv", head, rows)
 

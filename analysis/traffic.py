@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 
 from fedmpi.record import Run
 
-SECTION_COLOURS = dict(zip(SECTIONS, style.COLOURS, strict=False))
-
 
 @common.script()
 @common.run_argument
@@ -70,18 +68,13 @@ def by_round(run: Run) -> Figure:
     divisor, unit = style.byte_scale(largest)
     rounds = np.arange(run.rounds)
     for axis, (way, word) in zip(axes[:, 0], WAYS.items(), strict=True):
-        base, plain = np.zeros(run.rounds), quantities.dense(run, way).sum(axis=1)
-        edges = np.arange(run.rounds + 1) - 0.5
+        plain, edges = quantities.dense(run, way).sum(axis=1), np.arange(run.rounds + 1) - 0.5
+        heights = np.append(plain, plain[-1]) / divisor
         label = f"dense: {common.size(plain.sum())}"
-        axis.step(
-            edges, np.append(plain, plain[-1]) / divisor, where="post", color=style.DENSE, ls="--", lw=1, label=label
-        )
-        for name, values in quantities.section_bytes(run, way).items():
-            height, label = values.sum(axis=1) / divisor, f"{name}: {common.size(values.sum())}"
-            axis.bar(
-                rounds, height, 0.8 if run.rounds <= 60 else 1.0, bottom=base, color=SECTION_COLOURS[name], label=label
-            )
-            base += height
+        axis.step(edges, heights, where="post", color=style.DENSE, ls="--", lw=1, label=label)
+        parts = quantities.section_bytes(run, way)
+        named = {f"{name}: {common.size(v.sum())}": v.sum(axis=1) / divisor for name, v in parts.items()}
+        style.stack(axis, rounds, named, style.COLOURS)
         axis.set(title=f"{word}, all clients", ylabel=f"sent per round ({unit})", ylim=(0, 1.06 * largest / divisor))
         style.outside_legend(axis, title="whole run")
     style.rounds_axis(axes[1, 0])
