@@ -39,3 +39,7 @@ class TrainingError(FedmpiError, RuntimeError):
 
 class RankFailure(FedmpiError, RuntimeError):
     """Another rank failed; the message names stage, client, rank, host and the error there."""
+
+
+class Stopped(FedmpiError, RuntimeError):
+    """The run was asked to stop (signal, time limit) and can be continued; the message says how."""

@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "bench": {*LOW, *MIDDLE, "comm", "federated", "record"},
     "slurm": LOW,
     "doctor": {*LOW, *MIDDLE, "comm", "federated", "record", "run_folder"},
-    "cli": {"config", "console", "train", "bench", "slurm"},  # other commands are looked up by name
+    "farewell": set(),
+    "cli": {"config", "console", "farewell", "train", "bench", "slurm"},  # other commands are looked up by name
     "cli_config": LOW,
     "cli_data": {*LOW, "reid"},
     "cli_inspect": {"record", "wording"},
@@ -45,9 +46,9 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 LIBRARIES = {
-    "mpi4py": {"comm", "train", "cli", "doctor", "bench"},
+    "mpi4py": {"comm", "train", "cli", "farewell", "doctor", "bench"},
     "h5py": {"record", "doctor"},
-    "click": {"cli", "cli_config", "cli_data", "cli_inspect", "cli_scalars", "doctor", "bench"},
+    "click": {"cli", "cli_config", "cli_data", "cli_inspect", "cli_scalars", "doctor", "farewell", "bench"},
     "torchvision": {"reid"},
     "rich": {"console", "doctor"},
     "sklearn": {"reid"},

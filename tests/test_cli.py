@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmpi import __version__, cli
+from fedmpi import __version__, cli, farewell
 from fedmpi.errors import (
     ConfigError,
     DataError,
@@ -17,6 +17,7 @@ from fedmpi.errors import (
     LaunchError,
     RankFailure,
     SchemaError,
+    Stopped,
     TrainingError,
     WireError,
 )
@@ -222,6 +223,7 @@ class TestExitCodes:
             (DeviceError("x"), 1),
             (TrainingError("x"), 1),
             (RankFailure("x"), 1),
+            (Stopped("x"), 75),
             (KeyError("x"), 70),
             (MemoryError(), 70),
             (KeyboardInterrupt(), 130),
@@ -231,10 +233,11 @@ class TestExitCodes:
         ],
     )
     def test_of_every_kind_of_error(self, error, code):
-        assert cli._exit_code(error) == code
+        assert farewell.exit_code(error) == code
 
     def test_the_list_above_is_complete(self):
         listed = {ConfigError, DataError, LaunchError, WireError, SchemaError, DeviceError, TrainingError, RankFailure}
+        listed |= {Stopped}
         assert {kind for kind in FedmpiError.__subclasses__() if kind.__module__ == "fedmpi.errors"} == listed
 
 

@@ -6,8 +6,8 @@
             ...
 
 The rank that failed raises its own error; the others raise ``RankFailure: local training: client 3 on rank 4 (node17):
-ValueError: ...``. The exchange is an 8-byte status to the server and an 8-byte verdict back; texts travel only after a
-failure.
+ValueError: ...``. A rank that raises ``Stopped`` has not failed: then all raise ``Stopped``. The exchange is an 8-byte
+status to the server and an 8-byte verdict back; texts travel only after a failure or stop.
 """
 
 import math
@@ -22,10 +22,12 @@ from mpi4py import MPI
 
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.waiting import Patience, keep_alive
-from fedmpi.errors import FedmpiError, RankFailure
+from fedmpi.errors import FedmpiError, RankFailure, Stopped
 
 STATUS_BYTES = 8
 MAX_TEXT = 2000
+STOP_MARK = "\x1a"
+"""First character of a text that is no failure but a stop."""
 GRACE_SECONDS = 4.0
 """How long ranks may go on working after one has failed; then the story is told without them, and the job ends."""
 
@@ -62,10 +64,19 @@ def agree(ranks: Ranks, name: str, patience: Patience) -> Iterator[Stage]:
         error = _as_exception(caught, name)
     story = _exchange(ranks, stage, error, patience)
     if story:
-        error = error or RankFailure(story)
-        error.add_note(story)
+        error = _hear(story, error)
     if error is not None:
         raise error
+
+
+def _hear(story: str, own: Exception | None) -> Exception:
+    """Return what this rank raises after a story, with the story as a note; a failure anywhere outweighs a stop."""
+    stops = story.startswith(STOP_MARK)
+    told = story.removeprefix(STOP_MARK)
+    if own is None or (isinstance(own, Stopped) and not stops):
+        own = Stopped(told) if stops else RankFailure(told)
+    own.add_note(told)
+    return own
 
 
 def _as_exception(caught: BaseException, name: str) -> Exception:
@@ -78,6 +89,8 @@ def _as_exception(caught: BaseException, name: str) -> Exception:
 
 
 def _describe(ranks: Ranks, stage: Stage, error: Exception) -> bytes:
+    if isinstance(error, Stopped):
+        return f"{STOP_MARK}{error}".encode()[:MAX_TEXT]
     who = [f"client {stage.client}"] if stage.client is not None else []
     who += [f"rank {ranks.rank} ({socket.gethostname()})"] if ranks.size > 1 else []
     what = str(error) if isinstance(error, FedmpiError) else f"{type(error).__name__}: {error}"
@@ -133,9 +146,10 @@ def _who(ranks: Ranks, rank: int) -> str:
 
 
 def _story(texts: Mapping[int, bytes]) -> bytes:
-    failed = [text for text in texts.values() if text]
+    told = [text for text in texts.values() if text]
+    failed = [text for text in told if not text.startswith(STOP_MARK.encode())]
     if len(failed) < 2:
-        return failed[0] if failed else b""
+        return (failed or told or [b""])[0]
     more = len(failed) - 1
     return failed[0] + f" ({more} more {'ranks' if more > 1 else 'rank'} failed too)".encode()
 

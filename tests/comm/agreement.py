@@ -9,7 +9,7 @@ import numpy as np
 from mpi4py import MPI
 
 from fedmpi.comm import Patience, Ranks, agree
-from fedmpi.errors import DataError
+from fedmpi.errors import DataError, Stopped
 
 CLIENTS = 4  # on three ranks: 0 and 2 on rank 1, 1 and 3 on rank 2
 PATIENCE = Patience(deadline=20.0)
@@ -48,6 +48,19 @@ def long_text(stage, rank):
         raise ValueError("\N{SNOWMAN}" * 5000)
 
 
+def one_stops(stage, rank):
+    if rank == 2:
+        stage.enter(1)
+        raise Stopped("SIGUSR1")
+
+
+def one_stops_one_fails(stage, rank):
+    if rank == 1:
+        raise Stopped("SIGUSR1")
+    if rank == 2:
+        raise ValueError("boom")
+
+
 def one_is_busy(stage, rank):
     if rank == 1:
         stage.enter(0)
@@ -77,7 +90,17 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     results = {}
     ranks = Ranks.create(comm, CLIENTS)
-    for body in (nothing, client_raises, server_raises, two_raise, quiet_exit, long_text, nothing):
+    for body in (
+        nothing,
+        client_raises,
+        server_raises,
+        two_raise,
+        quiet_exit,
+        long_text,
+        one_stops,
+        one_stops_one_fails,
+        nothing,
+    ):
         results[body.__name__] = comm.gather(outcome(ranks, body, PATIENCE))
     # model messages that nobody reads any more must not get in the way of the story
     if comm.rank == 1:

@@ -54,6 +54,17 @@ class TestThreeRanks:
         assert (first["type"], first["text"], first["notes"]) == ("KeyError", "'key 1'", [story])
         assert (second["type"], second["text"], second["notes"]) == ("KeyError", "'key 2'", [story])
 
+    def test_a_stop_is_a_stop_everywhere(self):
+        for rank in results()["one_stops"]:
+            assert (rank["type"], rank["text"], rank["notes"]) == ("Stopped", "SIGUSR1", ["SIGUSR1"])
+
+    def test_a_failure_outweighs_a_stop(self):
+        story = f"training: rank 2 ({HOST}): ValueError: boom"
+        server, stopped, failed = results()["one_stops_one_fails"]
+        for rank in (server, stopped):
+            assert (rank["type"], rank["text"], rank["notes"]) == ("RankFailure", story, [story])
+        assert (failed["type"], failed["notes"]) == ("ValueError", [story])
+
     def test_a_quiet_exit_is_a_failure(self):
         server, failed, other = results()["quiet_exit"]
         assert (failed["type"], failed["text"]) == ("RuntimeError", "sys.exit(0) was called during training")
