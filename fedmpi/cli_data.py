@@ -1,4 +1,4 @@
-"""``fedmpi data``: make data sets; imports neither torch nor mpi4py before it works."""
+"""``fedmpi data``: make, convert and check data sets; imports neither torch nor mpi4py before it works."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from fedmpi import cli_rawdata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +22,12 @@ COLUMNS = {"cameras": 7, "train": 10, "query": 10, "gallery": 10, "images": 7}
 
 @click.group("data")
 def data_group() -> None:
-    """Make data sets to train on."""
+    """Make, convert and check data sets to train on."""
+
+
+data_group.add_command(cli_rawdata.list_datasets)
+data_group.add_command(cli_rawdata.prepare)
+data_group.add_command(cli_rawdata.verify)
 
 
 @data_group.command("synthesize")

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "pruning": LOW,
     "reid": LOW,
     "sparse": LOW,
+    "rawdata": {"seeding", "reid"},
     "comm": {*LOW, "sparse"},
     "federated": {*LOW, *MIDDLE, "comm"},
     "record": set(),
@@ -40,19 +41,30 @@ MAY_IMPORT = {
     "farewell": set(),
     "cli": {"config", "console", "farewell", "train", "bench", "slurm"},  # other commands are looked up by name
     "cli_config": LOW,
-    "cli_data": {*LOW, "reid"},
+    "cli_data": {*LOW, "reid", "cli_rawdata"},
+    "cli_rawdata": {"rawdata", "reid"},
     "cli_inspect": {"record", "wording"},
     "cli_scalars": {"record", "scalars"},
     "__main__": {"cli"},
 }
 LIBRARIES = {
     "mpi4py": {"comm", "train", "cli", "farewell", "doctor", "bench"},
-    "h5py": {"record", "doctor"},
-    "click": {"cli", "cli_config", "cli_data", "cli_inspect", "cli_scalars", "doctor", "farewell", "bench"},
+    "h5py": {"record", "doctor", "rawdata"},  # rawdata: CUHK03 is released as an HDF5 file
+    "click": {
+        "cli",
+        "cli_config",
+        "cli_data",
+        "cli_rawdata",
+        "cli_inspect",
+        "cli_scalars",
+        "doctor",
+        "farewell",
+        "bench",
+    },
     "torchvision": {"reid"},
     "rich": {"console", "doctor"},
     "sklearn": {"reid"},
-    "PIL": {"reid"},
+    "PIL": {"reid", "rawdata"},
     "pandas": {"record"},
     "xarray": {"record"},
 }
