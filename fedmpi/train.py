@@ -17,10 +17,11 @@ import fedmpi
 from fedmpi import logbook, run_folder
 from fedmpi.comm import Meter, Patience, Ranks, Reduce, Scatter, agree, check_one_world, check_same, gather_rows
 from fedmpi.comm.devices import Seat, check_sharing, choose_device, node_place, seats
-from fedmpi.config import RunConfig, to_yaml
+from fedmpi.config import FEDKLPR, SWITCHES, RunConfig, to_yaml
 from fedmpi.console import CRR_NAMES, View
-from fedmpi.federated.client import Client, Measurements, scores
+from fedmpi.federated.client import Client, scores
 from fedmpi.federated.learner import Learner, deterministic
+from fedmpi.federated.measurements import Measurements
 from fedmpi.federated.round import RoundResult, State, World, first_state, gather_logs, run_round
 from fedmpi.federated.server import SCALARS
 from fedmpi.logbook import Totals
@@ -223,11 +224,12 @@ def facts(world: World, folder: RunFolder) -> dict[str, str]:
     """Return what a person wants to know before waiting."""
     config, layout = world.config, world.learner.layout
     source = "embedded synthetic people" if config.data.root is None else str(config.data.root)
-    switches = [n for n in ("kll", "klaw", "praw", "sas", "pruning", "crr") if getattr(config, n).enabled]
+    switches = [name for name in SWITCHES if getattr(config, name).enabled]
+    method = " ".join(switches) if config.method == FEDKLPR else config.method
     return {
         "data": f"{source}, {len(world.ranks.hosts)} clients, {config.data.height}x{config.data.width}",
         "model": f"{config.model.arch}, {layout.size:,} parameters ({4 * layout.size / 1e6:.1f} MB dense)",
-        "method": f"{config.federation.rounds} rounds x {config.local.epochs} local epochs; {' '.join(switches)}",
+        "method": f"{config.federation.rounds} rounds x {config.local.epochs} local epochs; {method}",
         "wire": f"{kernels.active()} kernels, {config.comm.segment_mb:g} MB segments",
         "out": f"{folder.path}/",
     }

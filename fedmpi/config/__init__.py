@@ -4,6 +4,16 @@ A run description is a YAML file of sections and keys; every key has a default, 
 (``data.py``, ``training.py``, ``method.py``, ``system.py``), and docs/configuration.md is generated from them.
 """
 
+from fedmpi.config.baselines import (
+    FEDKLPR,
+    SWITCHES,
+    FedcaprConfig,
+    FedpavConfig,
+    FedproxConfig,
+    LotteryflConfig,
+    SubfedavgConfig,
+    method_names,
+)
 from fedmpi.config.data import DataConfig, SyntheticConfig
 from fedmpi.config.load import builtin_config_dir, builtin_names, load_config
 from fedmpi.config.method import CrrConfig, KlawConfig, KllConfig, KlpwaConfig, PrawConfig, PruningConfig, SasConfig
@@ -19,6 +29,8 @@ from fedmpi.config.training import (
 )
 
 __all__ = [
+    "FEDKLPR",
+    "SWITCHES",
     "AugmentConfig",
     "ClusteringConfig",
     "CommConfig",
@@ -26,12 +38,16 @@ __all__ = [
     "CrrConfig",
     "DataConfig",
     "EvaluationConfig",
+    "FedcaprConfig",
     "FederationConfig",
+    "FedpavConfig",
+    "FedproxConfig",
     "KlawConfig",
     "KllConfig",
     "KlpwaConfig",
     "LocalConfig",
     "LossConfig",
+    "LotteryflConfig",
     "ModelConfig",
     "PrawConfig",
     "PruningConfig",
@@ -39,9 +55,11 @@ __all__ = [
     "RunConfig",
     "RunSection",
     "SasConfig",
+    "SubfedavgConfig",
     "SyntheticConfig",
     "builtin_config_dir",
     "builtin_names",
     "load_config",
+    "method_names",
     "to_yaml",
 ]

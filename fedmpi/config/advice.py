@@ -14,6 +14,10 @@ NORMALIZED_TEMPERATURE = 0.5
 """Above this temperature the KL of L2-normalised features is at most (1 - cos)/(512 * 0.25), below 1 % of a cosine."""
 
 
+PROBING = {"lotteryfl", "subfedavg"}
+"""Methods that ask the probe of ``crr`` without CRR itself."""
+
+
 def cautions(config: RunConfig) -> Iterator[str]:
     """Yield one line per setting that leaks, does nothing, or cannot be reached."""
     yield from _method_cautions(config)
@@ -22,10 +26,12 @@ def cautions(config: RunConfig) -> Iterator[str]:
 
 def _method_cautions(config: RunConfig) -> Iterator[str]:
     crr, kll = config.crr, config.kll
-    if crr.enabled and crr.probe == "test":
+    if (crr.enabled or config.method in PROBING) and crr.probe == "test":
         yield "crr.probe = test decides by the test labels: its scores are not comparable with unsupervised ones"
     if kll.enabled and kll.features == "normalized" and kll.temperature > NORMALIZED_TEMPERATURE:
         yield f"kll.features = normalized with kll.temperature = {kll.temperature:g} makes a KL term that vanishes"
+    if config.method == "subfedavg" and config.local.epochs == 1:
+        yield "method = subfedavg with local.epochs = 1 never prunes: it compares the masks of two local epochs"
     if config.data.labels:
         yield "data.labels = true trains on the true identities: this run is supervised"
 

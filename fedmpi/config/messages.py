@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pydantic_core import ErrorDetails
 
 from fedmpi.config.base import note
+from fedmpi.config.baselines import method_names
 from fedmpi.config.document import Document, Place, shown
 from fedmpi.config.schema import KeyPath, field_at, literals, meant, meant_key, section_at
 
@@ -30,7 +31,7 @@ def _lines(error: ErrorDetails, document: Document) -> list[str]:
     path: KeyPath = tuple(error["loc"])
     if error["type"] == "problems":
         found = error["ctx"]["found"]
-        return [_line(document, (*path, name), what, at_key=False) for name, what in found]
+        return [_line(document, (*path, *name.split(".")), what, at_key=False) for name, what in found]
     if error["type"] == "extra_forbidden":
         return [_line(document, path, unknown_key(path), at_key=True)]
     return [_line(document, path, _what(error, path), at_key=False)]
@@ -68,6 +69,8 @@ def _what(error: ErrorDetails, path: KeyPath) -> str:
     if kind == "literal_error" and field is not None:
         valid = [str(choice) for choice in literals(field.annotation)]
         return f"must be one of {', '.join(valid)}, got {shown(value)}{meant(str(value), valid)}"
+    if kind == "method":
+        return f"{error['msg']}, got {shown(value)}{meant(str(value), method_names())}"
     if kind in _BOUNDS and field is not None:
         return f"must be {note(field, 'bounds')}, got {shown(value)}"
     if kind == "tuple_type":

@@ -140,7 +140,10 @@ class PruningConfig(Section):
 
 
 class CrrConfig(Section):
-    """CRR: accept a pruning step only if the client's probe holds, recover when the merged model has lost."""
+    """CRR: accept a pruning step only if the client's probe holds, recover when the merged model has lost.
+
+    The probe (`probe`, `holdout`, `probe_images`) also serves the methods lotteryfl and subfedavg.
+    """
 
     enabled: Switch = key(
         default=True, description="Switch for ablation; off = every pruning step is accepted.", source="FedKLPR v1"

@@ -2,12 +2,25 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from pydantic import model_validator
 
 from fedmpi.config.advice import cautions
-from fedmpi.config.base import Section, is_output_only
+from fedmpi.config.base import Problem, Section, is_output_only, key
+from fedmpi.config.baselines import (
+    FEDKLPR,
+    SWITCHES,
+    FedcaprConfig,
+    FedpavConfig,
+    FedproxConfig,
+    LotteryflConfig,
+    MethodName,
+    SubfedavgConfig,
+    method_names,
+)
 from fedmpi.config.data import DataConfig
 from fedmpi.config.method import (
     CrrConfig,
@@ -25,6 +38,14 @@ from fedmpi.config.training import ClusteringConfig, FederationConfig, LocalConf
 class RunConfig(Section):
     """All sections of a run; every key has a default, the sum of which is the paper's run on embedded data."""
 
+    method: MethodName = key(
+        FEDKLPR,
+        "What runs: fedklpr, one of the methods that it is compared with, or a bound: local (each client alone) and "
+        "centralised (one client with all images). The parts of fedklpr have switches (`kll.enabled` and so on), which "
+        "any other method turns off; turning one on beside it is a mistake.",
+        source="fedmpi",
+        type_text=" | ".join(method_names()),
+    )
     run: RunSection = RunSection()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -39,10 +60,32 @@ class RunConfig(Section):
     sas: SasConfig = SasConfig()
     pruning: PruningConfig = PruningConfig()
     crr: CrrConfig = CrrConfig()
+    fedprox: FedproxConfig = FedproxConfig()
+    fedpav: FedpavConfig = FedpavConfig()
+    fedcapr: FedcaprConfig = FedcaprConfig()
+    lotteryfl: LotteryflConfig = LotteryflConfig()
+    subfedavg: SubfedavgConfig = SubfedavgConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compute: ComputeConfig = ComputeConfig()
     comm: CommConfig = CommConfig()
     record: RecordConfig = RecordConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switch_off(cls, content: Any) -> Any:  # noqa: ANN401  (whatever was written)
+        """Let the method decide the defaults of FedKLPR's switches."""
+        if not isinstance(content, dict) or content.get("method", FEDKLPR) == FEDKLPR:
+            return content
+        return content | {name: _off(content.get(name, {})) for name in SWITCHES}
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that no part of FedKLPR is turned on beside another method."""
+        for name in SWITCHES:
+            if self.method != FEDKLPR and getattr(self, name).enabled:
+                yield (
+                    f"{name}.enabled",
+                    f"is a part of method fedklpr, but method is {self.method}: drop one of them",
+                )
 
     def digest(self) -> str:
         """Return the sha256, as 64 hex digits, of every key that can change results or what the ranks exchange.
@@ -57,6 +100,13 @@ class RunConfig(Section):
     def warnings(self) -> tuple[str, ...]:
         """Return one line per setting that is allowed but probably not meant, or that a report must mention."""
         return tuple(cautions(self))
+
+
+def _off(section: object) -> object:
+    """Return a section as given, switched off unless it says otherwise."""
+    if isinstance(section, Section):
+        section = section.model_dump(exclude_unset=True)
+    return {"enabled": False} | section if isinstance(section, dict) else section
 
 
 def _without_output_only(section: Section) -> dict[str, Any]:

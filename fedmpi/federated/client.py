@@ -1,9 +1,9 @@
 """One client: what it does with a received model on its own data, until there is an update to send."""
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 from fedmpi.comm.scatter import Parcel
 from fedmpi.config import RunConfig
 from fedmpi.errors import DataError, TrainingError
+from fedmpi.federated.composition import build
 from fedmpi.federated.history import MaskHistory
 from fedmpi.federated.learner import Learner
+from fedmpi.federated.measurements import Measurements
 from fedmpi.federated.probe import Probe
-from fedmpi.pruning import CrrState, Decision, decide_pruning, decide_recovery, density, prune, pruning_due
+from fedmpi.federated.sparsity import Site
+from fedmpi.pruning import CrrState, decide_recovery, density
 from fedmpi.reid.datasets import ClientData, ImageList, repeats
 from fedmpi.reid.evaluation import RetrievalScore
 from fedmpi.reid.features import embed
 from fedmpi.reid.loading import check_bad_share
-from fedmpi.reid.losses import kl_divergence
 from fedmpi.reid.testing import evaluate
-from fedmpi.reid.training import Task, train_local
+from fedmpi.reid.training import Task, TrainingReport, train_local
 from fedmpi.sparse import Mask
 from fedmpi.sparse.kernels import expand, pack
 
@@ -65,38 +67,16 @@ class Update:
     norm: float
 
 
-@dataclass
-class Measurements:
-    """Named numbers of one client and round for the run file; a missing one is NaN there."""
-
-    values: dict[str, float] = field(default_factory=dict)
-
-    def time(self, name: str) -> "Stopwatch":
-        """Return a context that adds its duration to ``seconds_<name>``."""
-        return Stopwatch(self, f"seconds_{name}")
-
-
-class Stopwatch:
-    """Adds wall seconds to a measurement."""
-
-    def __init__(self, measurements: Measurements, name: str) -> None:
-        self._values, self._name = measurements.values, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._values[self._name] = self._values.get(self._name, 0.0) + time.perf_counter() - self._start
-
-
 class Client:
     """The work of one client. It holds data and settings; what changes from round to round is in `ClientState`."""
 
     def __init__(self, index: int, data: ClientData, learner: Learner) -> None:
         self.index, self.data, self.learner = index, data, learner
         self.config: RunConfig = learner.config
-        c = self.config
-        self.probe = Probe(data, c.crr, c.loss.temperature, learner.viewing, c.run.seed, index)
+        c, self.method = self.config, build(self.config)
+        # Images are held out only for a policy that asks the probe.
+        probing = c.crr.model_copy(update={"enabled": self.method.sparsity.probes})
+        self.probe = Probe(data, probing, c.loss.temperature, learner.viewing, c.run.seed, index)
         identities = len(np.unique(data.train.pids))
         self.repeats = repeats(c.data, data.name, len(data.train), identities)
         self._named: set[str] = set()
@@ -105,7 +85,7 @@ class Client:
         """Unpack the received model and judge it (CRR stage 2)."""
         theta = np.empty(self.learner.layout.size, np.float32)
         expand(parcel.values, state.history.mask, 0, theta.size, theta)
-        if not self.config.crr.enabled:
+        if not self.method.sparsity.recovers:
             return state, Received(theta, parcel.buffers)
         with log.time("probe"):
             value = self.probe.measure(self.learner.load(theta, parcel.buffers), state.labels)
@@ -123,14 +103,15 @@ class Client:
         self, state: ClientState, received: Received, round: int, log: Measurements
     ) -> tuple[ClientState, Update]:
         """Train, measure what was learned, prune, and pack the update."""
-        kept = state.history.mask.to_bool()
-        trained, state = self._train(state, received, kept, round, log)
+        policy, kept, site = self.method.sparsity, state.history.mask.to_bool(), self._site(state, received, round, log)
+        theta, kept = policy.begin(site, received.theta, received.buffers, kept)
+        trained, early, state = self._train(state, received, theta, kept, site)
         if not all(np.isfinite(part).all() for part in trained):
             message = f"the model that was trained in round {round} is not finite; lower local.lr"
             raise TrainingError(message)
         with log.time("probe"):
             divergence = self._divergence()
-        kept = self._prune(trained, kept, state, round, log, recovered=received.recover)
+        kept = policy.finish(self._site(state, received, round, log), *trained, kept, early)
         with log.time("encode"):
             mask = Mask.from_bool(kept)
             values = pack(trained[0], mask, 0, mask.size)
@@ -138,17 +119,49 @@ class Client:
         log.values |= {"kl_divergence": divergence, "norm": norm, "density": density(kept, self.learner.prunable)}
         return state, Update(mask, values, trained[1], divergence, len(self.data.train) * self.repeats, norm)
 
+    def _site(self, state: ClientState, received: Received, round: int, log: Measurements) -> Site:
+        """Return what a sparsity policy may look at now."""
+        measure = partial(self._measure, state.labels, log)
+        learner = self.learner
+        return Site(round, received.recover, learner.prunable, measure, learner.initial, log)
+
+    def _measure(
+        self,
+        labels: NDArray[np.int64] | None,
+        log: Measurements,
+        theta: NDArray[np.float32],
+        buffers: NDArray[np.float32],
+    ) -> float:
+        with log.time("probe"):
+            return self.probe.measure(self.learner.load(theta, buffers), labels)
+
     def _train(
-        self, state: ClientState, received: Received, kept: NDArray[np.bool_], round: int, log: Measurements
-    ) -> tuple[Flat, ClientState]:
-        learner, data = self.learner, self.data.train
-        model = learner.load(received.theta, received.buffers)
+        self, state: ClientState, received: Received, theta: NDArray[np.float32], kept: NDArray[np.bool_], site: Site
+    ) -> tuple[Flat, NDArray[np.bool_] | None, ClientState]:
+        """Train ``theta``; return the trained model and what the policy says of it after the first local epoch."""
+        learner, policy, early = self.learner, self.method.sparsity, None
+        model = learner.load(theta, received.buffers)
         teacher = learner.load_teacher(received.theta, received.buffers)
-        last = round == self.config.federation.rounds - 1
-        task = Task(data, self.repeats, self.probe.held_out, self.index, round, last)
-        with log.time("train"):
-            report = train_local(model, teacher, learner.keep(kept), task, self.config, learner.viewing)
+        last = site.round == self.config.federation.rounds - 1
+        task = Task(
+            self.data.train, self.repeats, self.probe.held_out, self.index, site.round, last, self.method.regulariser
+        )
+
+        def look(epoch: int) -> None:
+            nonlocal early
+            if epoch == 0:
+                early = policy.early(site, learner.read()[0], kept)
+
+        watch = look if policy.watches else None
+        with site.log.time("train"):
+            keep = learner.keep(kept)
+            report = train_local(model, teacher, keep, task, self.config, learner.viewing, after_epoch=watch)
         self._note_bad_images()
+        self._note_training(report, site.log)
+        return learner.read(), early, replace(state, labels=report.labels)
+
+    def _note_training(self, report: TrainingReport, log: Measurements) -> None:
+        data = self.data.train
         log.values["seconds_train"] -= report.seconds_cluster
         log.values |= {f"loss_{name}": value for name, value in report.losses.items()}
         log.values |= {
@@ -160,61 +173,20 @@ class Client:
             "train_images": len(data) - len(data.bad),
             "bad_images": len(data.bad) + len(self.data.query.bad) + len(self.data.gallery.bad),
         }
-        return learner.read(), replace(state, labels=report.labels)
 
     def _divergence(self) -> float:
-        """Return v_k of KLAW: mean KL(P_after || P_before) on the fixed first training images (METHOD section 3).
+        """Return how far training moved the client, on its fixed first training images (METHOD section 3).
 
-        The learner holds the trained model, its teacher what was received.
+        FedKLPR's v_k = mean KL(P_after || P_before), or what the method's weighting measures instead; 0 where it does
+        not measure. The learner holds the trained model, its teacher what was received.
         """
-        klaw, viewing = self.config.klaw, self.learner.viewing
-        index = np.arange(min(klaw.images, len(self.data.train)))
+        weighting, viewing = self.method.weighting, self.learner.viewing
+        if not weighting.measures:
+            return 0.0
+        index = np.arange(min(self.config.klaw.images, len(self.data.train)))
         after, read = embed(self.learner.model, self.data.train, index, viewing)
         before, _ = embed(self.learner.teacher, self.data.train, read, viewing)
-        return float(kl_divergence(after, before, temperature=klaw.temperature)) if len(read) else 0.0
-
-    def _prune(
-        self,
-        trained: Flat,
-        kept: NDArray[np.bool_],
-        state: ClientState,
-        round: int,
-        log: Measurements,
-        *,
-        recovered: bool,
-    ) -> NDArray[np.bool_]:
-        """Return the mask to send: the candidate if CRR stage 1 accepts it, else the current one."""
-        c, prunable = self.config.pruning, self.learner.prunable
-        due = pruning_due(
-            round,
-            density(kept, prunable),
-            enabled=c.enabled,
-            start_round=c.start_round,
-            target=c.target,
-            recovered=recovered,
-        )
-        if not due:
-            log.values["crr_decision"] = self._idle_decision(density(kept, prunable), recovered=recovered)
-            return kept
-        with log.time("prune"):
-            candidate = prune(trained[0], kept, prunable, step=c.step, target=c.target, scope=c.scope)
-        accepted = self._accepts(trained, candidate, state, log)
-        log.values["crr_decision"] = Decision.ACCEPTED if accepted else Decision.HALTED
-        return candidate if accepted else kept
-
-    def _idle_decision(self, density: float, *, recovered: bool) -> Decision:
-        if recovered:
-            return Decision.RECOVERED
-        return Decision.TARGET_REACHED if self.config.pruning.enabled and density < 1 else Decision.OFF
-
-    def _accepts(self, trained: Flat, candidate: NDArray[np.bool_], state: ClientState, log: Measurements) -> bool:
-        if not self.config.crr.enabled:
-            return True
-        with log.time("probe"):
-            before = self.probe.measure(self.learner.load(*trained), state.labels)
-            after = self.probe.measure(self.learner.load(trained[0] * candidate, trained[1]), state.labels)
-        log.values |= {"crr_before": before, "crr_after": after}
-        return decide_pruning(before, after, tau1=self.config.crr.tau1)
+        return weighting.distance(after, before) if len(read) else 0.0
 
     def evaluate(self, theta: NDArray[np.float32], buffers: NDArray[np.float32]) -> RetrievalScore:
         """Return the retrieval score of a model on this client's test images."""

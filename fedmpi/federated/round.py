@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,11 @@ from fedmpi.comm import (
     gather_rows,
 )
 from fedmpi.config import RunConfig
-from fedmpi.federated.client import Client, ClientState, Measurements, Received, Update, scores
+from fedmpi.federated.client import Client, ClientState, Received, Update, scores
+from fedmpi.federated.composition import Method, build
 from fedmpi.federated.history import MaskHistory
 from fedmpi.federated.learner import Learner
+from fedmpi.federated.measurements import Measurements
 from fedmpi.federated.server import SCALARS, Selection, ServerState, mask_of, mean_buffers, select
 from fedmpi.sparse import Flag, Head, Kind, Mask, values_checksum
 
@@ -55,6 +58,11 @@ class World:
     clients: Mapping[int, Client]
     scatter: Scatter
     reduce: Reduce
+
+    @cached_property
+    def method(self) -> Method:
+        """The run's method."""
+        return build(self.config)
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ def _deliver(
     world.meter.control += control_bytes(world.ranks)
     state = replace(state, clients=clients)
     now = clock.lap("local", now)
-    if world.config.crr.enabled:
+    if world.method.sparsity.recovers:
         state, received = _recover(world, state, received, round, clock)
         clock.lap("downlink", now)
     return state, received
@@ -247,7 +255,7 @@ def _aggregate(
     weights = dict(zip(selection.merged, selection.weights.weight, strict=True)) if selection is not None else {}
     values = {c: u.values for c, u in updates.items()}
     clock.seconds["merge"] = world.reduce.merge(
-        values, masks, heads, weights, theta, skip_pruned=world.config.sas.enabled
+        values, masks, heads, weights, theta, skip_pruned=world.method.sparsity.skips
     )
     if server is not None and selection is not None:
         buffers = mean_buffers([heads[c] for c in selection.merged], selection.weights.weight)

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from fedmpi.config import RunConfig
 from fedmpi.errors import TrainingError, WireError
+from fedmpi.federated.composition import build
 from fedmpi.federated.history import MaskHistory
-from fedmpi.federated.weighting import Weights, klaw, klpwa, normalised, praw
+from fedmpi.federated.weighting import Evidence, Weights
 from fedmpi.pruning import density
 from fedmpi.sparse import Head, Mask
 
@@ -57,7 +58,7 @@ def refused(heads: Mapping[int, Head], *, norm_limit: float) -> dict[int, str]:
 
 
 def select(heads: Mapping[int, Head], prunable: list[slice], config: RunConfig) -> Selection:
-    """Refuse what would spoil the mean, and weight the rest by KLPWA.
+    """Refuse what would spoil the mean, and weight the rest by the method's rule.
 
     Raises
     ------
@@ -74,16 +75,11 @@ def select(heads: Mapping[int, Head], prunable: list[slice], config: RunConfig) 
 
 
 def weigh(heads: list[Head], prunable: list[slice], config: RunConfig) -> Weights:
-    """Return the aggregation weights of updates from their heads (METHOD section 3).
-
-    KLAW off: weights by number of images, as FedAvg. PRAW off: every client the same factor.
-    """
+    """Return the aggregation weights of updates from their heads, by the rule of the method."""
     scalars = np.array([head.scalars for head in heads])
-    divergences, images = scalars[:, SCALARS.index("divergence")], scalars[:, SCALARS.index("images")]
-    pruned = [1 - density(mask_of(head).to_bool(), prunable) for head in heads]
-    gained = klaw(divergences, sign=config.klaw.sign) if config.klaw.enabled else normalised(images)[0]
-    compact = praw(pruned, rule=config.praw.rule) if config.praw.enabled else normalised(np.ones(len(heads)))[0]
-    return klpwa(gained, compact, mix=config.klpwa.mix, alpha=config.klpwa.alpha)
+    distances, images = scalars[:, SCALARS.index("divergence")], scalars[:, SCALARS.index("images")]
+    pruned = np.array([1 - density(mask_of(head).to_bool(), prunable) for head in heads])
+    return build(config).weighting.weigh(Evidence(distances, images, pruned))
 
 
 def mask_of(head: Head) -> Mask:

@@ -1,14 +1,19 @@
-"""How much each client counts: KLAW, PRAW and their combination KLPWA (METHOD section 3).
+"""How much each client counts: KLAW, PRAW and their combination KLPWA (METHOD section 3), and simpler rules.
 
 All functions take one value per client and return weights ``float64[clients]`` that sum to one. Where the inputs carry
 no information (all zero, or not finite) the weights are uniform; ``klpwa`` says so.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch.nn import functional
+
+from fedmpi.config import KlawConfig, KlpwaConfig, PrawConfig
+from fedmpi.reid.losses import kl_divergence
 
 Sign = Literal["gain", "alignment"]
 Rule = Literal["inverse_density", "pruned", "kept"]
@@ -64,3 +69,101 @@ def klpwa(
     combined = klaw_weights * praw_weights if mix == "product" else alpha * klaw_weights + (1 - alpha) * praw_weights
     weight, uniform = normalised(combined)
     return Weights(klaw_weights, praw_weights, weight, uniform)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the server knows of the updates that it weights, each ``float64[clients]``.
+
+    ``distances`` are the clients' measures of how far they moved, ``images`` their numbers of training images,
+    ``pruned`` the pruned shares of their prunable weights.
+    """
+
+    distances: NDArray[np.float64]
+    images: NDArray[np.float64]
+    pruned: NDArray[np.float64]
+
+
+class Weighting(Protocol):
+    """A rule for the server's weights. ``measures`` tells whether it needs the clients' ``distance``."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether clients measure how far they moved."""
+
+    def distance(self, after: torch.Tensor, before: torch.Tensor) -> float:
+        """Return how far a client moved, from embeddings ``float32[n, D]`` of its fixed images, n > 0."""
+
+    def weigh(self, evidence: Evidence) -> Weights:
+        """Return the weights of the updates."""
+
+
+class _Unmeasured:
+    """A rule that does not ask how far a client moved."""
+
+    measures = False
+
+    def distance(self, after: torch.Tensor, before: torch.Tensor) -> float:  # noqa: ARG002  (nothing is measured)
+        """Return 0."""
+        return 0.0
+
+
+class Uniform(_Unmeasured):
+    """Every client counts the same (LotteryFL, Sub-FedAvg: the mean over the holders)."""
+
+    def weigh(self, evidence: Evidence) -> Weights:
+        """Return equal weights."""
+        return _plain(np.ones(evidence.images.size))
+
+
+class ByImages(_Unmeasured):
+    """A client counts by its number of training images (FedAvg)."""
+
+    def weigh(self, evidence: Evidence) -> Weights:
+        """Return n_k / sum n."""
+        return _plain(evidence.images)
+
+
+class Cdw:
+    """Cosine distance weights (FedPav, FedCAPR): by the mean of 1 - cos of embeddings after and before training."""
+
+    measures = True
+
+    def distance(self, after: torch.Tensor, before: torch.Tensor) -> float:
+        """Return the mean of 1 - cos over the images."""
+        return float((1 - functional.cosine_similarity(after, before, dim=1)).mean())
+
+    def weigh(self, evidence: Evidence) -> Weights:
+        """Return d_k / sum d."""
+        # Rounding can make the cosine of equal embeddings exceed 1.
+        return _plain(np.maximum(evidence.distances, 0.0))
+
+
+@dataclass(frozen=True)
+class Klpwa:
+    """FedKLPR's weights; KLAW off: by number of images, PRAW off: every client the same factor."""
+
+    klaw: KlawConfig
+    praw: PrawConfig
+    klpwa: KlpwaConfig
+    measures = True
+
+    def distance(self, after: torch.Tensor, before: torch.Tensor) -> float:
+        """Return v_k = mean KL(P_after || P_before)."""
+        return float(kl_divergence(after, before, temperature=self.klaw.temperature))
+
+    def weigh(self, evidence: Evidence) -> Weights:
+        """Return KLPWA's weights and their two factors."""
+        gained = klaw(evidence.distances, sign=self.klaw.sign) if self.klaw.enabled else normalised(evidence.images)[0]
+        compact = (
+            praw(evidence.pruned, rule=self.praw.rule)
+            if self.praw.enabled
+            else normalised(np.ones(evidence.pruned.size))[0]
+        )
+        return klpwa(gained, compact, mix=self.klpwa.mix, alpha=self.klpwa.alpha)
+
+
+def _plain(values: NDArray[np.float64]) -> Weights:
+    """Return weights proportional to ``values``, with a uniform second factor."""
+    weight, uniform = normalised(values)
+    return Weights(weight, np.full(weight.size, 1 / weight.size), weight, uniform)

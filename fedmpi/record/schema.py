@@ -168,7 +168,7 @@ def _client_training() -> list[Variable]:
         "loss_total": "mean training loss of the round",
         "loss_intra": "mean intra-camera loss term, unweighted",
         "loss_inter": "mean inter-camera loss term, unweighted",
-        "loss_kl": "mean KLL term, unweighted",
+        "loss_kl": "mean KLL term (of other methods: their regulariser), unweighted",
     }
     counts = {
         "clusters": "clusters found in the last local epoch",
@@ -189,8 +189,9 @@ def _client_method() -> list[Variable]:
     """Return aggregation weights, pruning and CRR of every client and round."""
     codes = {int(decision): decision.name.lower() for decision in CrrDecision}
     weights = {
-        "kl_divergence": "v_k: KL divergence of the model after local training from the one before it (KLAW)",
-        "klaw": "normalised KLAW weight",
+        "kl_divergence": "v_k: KL divergence of the model after local training from the one before it (KLAW); "
+        "the mean of 1 - cos where weights are by cosine distance",
+        "klaw": "normalised KLAW weight, or whatever else the method weights by",
         "praw": "normalised PRAW weight",
     }
     norm = {"norm": "Euclidean norm of the values that the client sent"}

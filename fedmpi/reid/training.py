@@ -1,4 +1,4 @@
-"""Local training of one client in one round: FedCAPR's unsupervised recipe with the KLL term (METHOD section 2).
+"""Local training of one client in one round: FedCAPR's unsupervised recipe and a regulariser (METHOD section 2).
 
 Every local epoch: embed all training images, cluster them, rebuild the camera-aware proxy memory, then one pass of
 proxy batches. Weights that the mask prunes are held at zero.
@@ -7,7 +7,7 @@ proxy batches. Weights that the mask prunes are held at zero.
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,8 +22,9 @@ from fedmpi.reid.clustering import cluster, renumber
 from fedmpi.reid.features import Viewing, embed
 from fedmpi.reid.images import ImageList
 from fedmpi.reid.loading import batches
-from fedmpi.reid.losses import inter_camera_loss, intra_camera_loss, kl_divergence
+from fedmpi.reid.losses import inter_camera_loss, intra_camera_loss
 from fedmpi.reid.proxies import ProxyMemory
+from fedmpi.reid.regularisers import Batch, Regulariser
 from fedmpi.reid.sampling import proxy_batches
 from fedmpi.reid.transforms import AugmentPlan
 from fedmpi.seeding import Stream, generator
@@ -45,6 +46,8 @@ class Task:
         ``bool[n]``: images that are clustered but never trained on (the probe's queries).
     client, round, last_round
         The address of all random draws, and whether the last round's schedule applies.
+    regulariser
+        What keeps the model near the received one, if anything does.
     """
 
     images: ImageList
@@ -53,6 +56,7 @@ class Task:
     client: int
     round: int
     last_round: bool
+    regulariser: Regulariser | None = None
 
 
 @dataclass
@@ -75,6 +79,8 @@ def train_local(
     task: Task,
     config: RunConfig,
     viewing: Viewing,
+    *,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> TrainingReport:
     """Train ``model`` in place and say what happened.
 
@@ -83,11 +89,13 @@ def train_local(
     model
         Starts as the received personalized model.
     teacher
-        Frozen copy of what was received, the reference of KLL.
+        Frozen copy of what was received, the reference of the regulariser.
     keep
         Pairs of a pruned parameter and its mask, same shape, 1 where kept; parameters that are whole are left out.
     task, config, viewing
         See their classes.
+    after_epoch
+        Called with the number of every finished local epoch; it must leave the model as it is.
 
     Raises
     ------
@@ -110,6 +118,8 @@ def train_local(
         memory, index = _proxies(model, task, config, viewing, report)
         report.seconds_cluster += time.perf_counter() - start
         _train_epoch(model, teacher, stepper, memory, index, task, epoch, config, viewing, report)
+        if after_epoch is not None:
+            after_epoch(epoch)
     return report
 
 
@@ -230,7 +240,10 @@ def _losses(
     config: RunConfig,
     viewing: Viewing,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Return the normalised features of one batch and its losses in the order of TERMS; kl unweighted, 0 where off."""
+    """Return the normalised features of one batch and its losses in the order of TERMS.
+
+    ``kl`` is the regulariser, unweighted, whichever it is; 0 where there is none.
+    """
     c = config.loss
     with viewing.autocast():
         z = model(pixels).float()
@@ -239,11 +252,10 @@ def _losses(
     inter = inter_camera_loss(features, proxies, memory, temperature=c.temperature, negatives=c.negatives)
     kl = torch.zeros((), device=z.device)
     total = c.intra * intra + c.inter * inter
-    if config.kll.enabled and task.round >= config.kll.start_round:
-        with torch.no_grad(), viewing.autocast():
-            reference = teacher(pixels).float()
-        kl = kl_divergence(reference, z, temperature=config.kll.temperature, features=config.kll.features)
-        total = total + config.kll.weight * kl
+    regulariser = task.regulariser
+    if regulariser is not None and task.round >= regulariser.start_round:
+        kl = regulariser.penalty(Batch(model, teacher, pixels, z, viewing))
+        total = total + regulariser.weight * kl
     return features, (total, intra, inter, kl)
 
 

@@ -446,9 +446,9 @@ def test_set_mistakes(argument, what):
 
 def test_set_of_an_unknown_section():
     (line,) = mistakes(None, ["crrr.tau1=1"])
-    assert line.startswith("--set crrr.tau1=1: crrr: unknown section; did you mean 'crr'? (valid: run, data, ")
+    assert line.startswith("--set crrr.tau1=1: crrr: unknown section; did you mean 'crr'? (valid: method, run, data, ")
     (line,) = mistakes(None, ["rounds=3"])
-    assert line.startswith("--set rounds=3: unknown section; did you mean 'federation.rounds'? (valid: run, ")
+    assert line.startswith("--set rounds=3: unknown section; did you mean 'federation.rounds'? (valid: method, run, ")
 
 
 def test_set_with_broken_yaml():

@@ -107,8 +107,10 @@ def test_defaults_are_those_of_the_method(dotted, value):
 
 
 def test_sections_in_the_agreed_order():
-    sections = "run data model federation local clustering loss kll klaw praw klpwa sas pruning crr evaluation compute"
-    assert list(RunConfig.model_fields) == [*sections.split(), "comm", "record"]
+    sections = "run data model federation local clustering loss kll klaw praw klpwa sas pruning crr"
+    methods = "fedprox fedpav fedcapr lotteryfl subfedavg"
+    others = "evaluation compute comm record"
+    assert list(RunConfig.model_fields) == ["method", *sections.split(), *methods.split(), *others.split()]
 
 
 @pytest.mark.parametrize("dotted", all_keys())
@@ -213,6 +215,8 @@ def test_digest_ignores_how_a_value_was_written(tmp_path):
 @pytest.mark.parametrize("dotted", all_keys())
 def test_digest_changes_with_every_key_that_counts(dotted):
     changes = {
+        "method": "fedavg",
+        "subfedavg.tolerance": 0.1,
         "run.name": "other",
         "data.root": "x",
         "data.clients": ["x"],
@@ -240,7 +244,7 @@ def test_digest_changes_with_every_key_that_counts(dotted):
         else:
             value = field.default + 1 if isinstance(field.default, int) else field.default * 0.9
     content = {key: value}
-    for name in reversed(section.split(".")):
+    for name in reversed(section.split(".") if section else []):
         content = {name: content}
     content.setdefault("data", {}).setdefault("root", "y")  # data.split needs a folder
     base = RunConfig.model_validate({"data": {"root": "y"}})

@@ -1,12 +1,14 @@
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from fedmpi.errors import DataError, TrainingError
-from fedmpi.reid import training
+from fedmpi.federated.composition import build
+from fedmpi.reid import regularisers, training
 from fedmpi.reid.features import Viewing
 from fedmpi.reid.images import ImageList, MemoryPixels
 from fedmpi.reid.losses import kl_divergence
@@ -71,6 +73,7 @@ def learn(tiny_config):
     def run(task: Task, *overrides: str, model=None, teacher=None):
         config = tiny_config("data.labels=true", *overrides)
         model = model or untrained()
+        task = replace(task, regulariser=build(config).regulariser)
         return train_local(model, teacher or freeze(model), [], task, config, VIEWING), model
 
     return run
@@ -259,7 +262,7 @@ class TestLosses:
             pairs.append((reference, z.detach(), options))
             return kl_divergence(reference, z, **options)
 
-        monkeypatch.setattr(training, "kl_divergence", spying)
+        monkeypatch.setattr(regularisers, "kl_divergence", spying)
         options = ("kll.temperature=2", "kll.features=normalized")
         report, _ = learn(task_of(people(), round=1), *options, "local.batch_size=48")
         ((reference, z, found),) = pairs
