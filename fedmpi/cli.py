@@ -23,6 +23,7 @@ class LazyGroup(click.Group):
     """A group whose subcommands are imported when they are used."""
 
     LAZY: ClassVar = {
+        "bench": ("fedmpi.bench", "bench"),
         "config": ("fedmpi.cli_config", "config_group"),
         "data": ("fedmpi.cli_data", "data_group"),
         "doctor": ("fedmpi.doctor", "doctor"),

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "event_file": set(),
     "scalars": {"record", "event_file"},
     "train": {*LOW, *MIDDLE, "comm", "federated", "record", "run_folder", "logbook", "console"},
-    "bench": {*LOW, *MIDDLE, "comm", "federated", "record"},
+    "bench": {*LOW, *MIDDLE, "comm", "wording"},
     "slurm": LOW,
     "doctor": {*LOW, *MIDDLE, "comm", "federated", "record", "run_folder"},
     "farewell": set(),
@@ -139,7 +139,16 @@ def test_no_cycles():
 
 @pytest.mark.parametrize(
     "argv",
-    [["--help"], ["--version"], ["train", "--help"], ["config", "show"], ["doctor", "--help"], ["data", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["config", "show"],
+        ["doctor", "--help"],
+        ["bench", "--help"],
+        ["bench", "exchange", "--help"],
+        ["data", "--help"],
+    ],
 )
 def test_help_starts_no_heavy_library(argv):
     code = (

@@ -4,6 +4,7 @@ Both give the same bits. ``FEDMPI_KERNELS=native`` or ``portable`` forces one.
 """
 
 import os
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -11,7 +12,7 @@ from types import ModuleType
 from fedmpi.errors import ConfigError
 from fedmpi.sparse import kernels_portable
 
-__all__ = ["active", "implementation"]
+__all__ = ["active", "implementation", "implementations"]
 
 
 def active() -> str:
@@ -40,3 +41,11 @@ def implementation() -> ModuleType:
         if wanted == "native":
             raise ConfigError(f"FEDMPI_KERNELS=native, but the extension is not built here: {error}") from error
         return kernels_portable
+
+
+def implementations() -> dict[str, ModuleType]:
+    """Return all that this machine has, whatever is in use: ``native`` where it was built, and ``portable``."""
+    found = {"portable": kernels_portable}
+    with suppress(ImportError):
+        found = {"native": import_module("fedmpi.sparse._native"), **found}
+    return found

@@ -1,3 +1,4 @@
+import os
 import time
 
 import numpy as np
@@ -9,10 +10,11 @@ from fedmpi.errors import RankFailure, WireError
 
 
 class Clock:
-    """A world in which only sleeping takes time."""
+    """A world in which a sleep takes as long as it is, and giving up the core 2^-13 s."""
 
     def __init__(self, monkeypatch):
-        self.now, self.naps = 0.0, []
+        self.now, self.naps, self.yields = 0.0, [], 0
+        monkeypatch.setattr(os, "sched_yield", self.give_way)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(time, "sleep", self.sleep)
 
@@ -20,11 +22,23 @@ class Clock:
         self.naps.append(seconds)
         self.now += seconds
 
+    def give_way(self):
+        self.yields += 1
+        self.now += 2**-13
+
 
 def test_looks_often_at_first_and_then_every_longest(monkeypatch):
     clock = Clock(monkeypatch)
     Patience(first=1e-3, longest=5e-3).until(lambda: len(clock.naps) == 6, "x")
     np.testing.assert_allclose(clock.naps, [1e-3, 2e-3, 4e-3, 5e-3, 5e-3, 5e-3])
+
+
+def test_a_short_wait_never_sleeps(monkeypatch):
+    clock = Clock(monkeypatch)
+    Patience(brisk=2**-9).until(lambda: clock.yields == 15, "x")
+    assert clock.naps == []
+    Patience(brisk=2**-9).until(lambda: bool(clock.naps), "x")
+    assert clock.yields == 15 + 16
 
 
 def test_what_is_there_already_costs_no_sleep(monkeypatch):

@@ -1,0 +1,114 @@
+"""The package's own exchange as the rounds use it, on drawn masks and values."""
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedmpi.bench.cases import draw_mask, draw_values
+from fedmpi.bench.field import Field
+from fedmpi.comm import Address, Known, Meter, Reduce, Scatter
+from fedmpi.errors import WireError
+from fedmpi.sparse import Head, Kind, Mask, values_checksum
+from fedmpi.sparse.kernels import expand, pack
+
+TOLERANCE = 1e-6  # of a mean, relative to the sum of its terms' magnitudes
+_CHECKED = 1 << 18
+
+
+class Sparse:
+    """Scatter and gather-merge at one density; masks are independent and drawn from the client's number.
+
+    ``mask_sent`` sends every mask anew instead of nothing for one that both ends know.
+    """
+
+    coding = "raw"
+
+    def __init__(self, field: Field, density: float, *, mask_sent: bool = False) -> None:
+        self._field, self.density = field, density
+        self.plan = "segmented, mask sent" if mask_sent else "segmented"
+        ranks, layout, size = field.ranks, field.layout, field.layout.size
+        named = ranks.clients if ranks.is_server else ranks.hosted
+        self._masks = {c: draw_mask(size, density, 1000 + c) for c in named}
+        self._sent = mask_sent
+        self._previous = dict.fromkeys(named, Mask.full(size)) if mask_sent else self._masks
+        self._meter, self._round, self._buffers = Meter(), 0, np.zeros(layout.buffer_size, np.float32)
+        patience, per = field.patience, field.segment_bytes
+        self._scatter = Scatter(ranks, layout, segment_bytes=per, patience=patience, meter=self._meter)
+        self._reduce = Reduce(ranks, layout, segment_bytes=per, max_scalars=3, patience=patience, meter=self._meter)
+        self._local = np.zeros(0 if ranks.is_server else size, np.float32)
+        self._moved = (0, 0)
+
+    def down(self) -> None:
+        """*Collective*. Scatter, and every client fills the pruned places with zeros."""
+        self._meter.take()
+        addresses = {c: Address(mask, 1) for c, mask in self._masks.items()}
+        source = (self._field.theta, self._buffers) if self._field.ranks.is_server else None
+        parcels = self._scatter(Kind.MODEL, self._round, addresses, source, since=time.perf_counter())
+        for client, parcel in parcels.items():
+            expand(parcel.values, self._masks[client], out=self._local)
+        self._moved = (self._taken(), self._moved[1])
+
+    def up(self) -> None:
+        """*Collective*. Pack, send heads, send values, merge."""
+        field, ranks, theta = self._field, self._field.ranks, self._field.theta
+        values = {c: pack(theta, self._masks[c]) for c in ranks.hosted}
+        outgoing = {c: (self._head(c, part), self._previous[c]) for c, part in values.items()}
+        known = {c: Known(mask, 1) for c, mask in self._previous.items()} if ranks.is_server else {}
+        heads = self._reduce.heads(Kind.UPDATE, self._round, outgoing, known, since=time.perf_counter())
+        weights = dict(enumerate(field.weights.tolist())) if ranks.is_server else {}
+        self._reduce.merge(values, self._masks, heads, weights, theta if ranks.is_server else None)
+        self._moved = (self._moved[0], self._taken())
+        self._round += 1
+
+    def _head(self, client: int, values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Head:
+        mask = self._masks[client]
+        return Head(
+            kind=Kind.UPDATE,
+            round=self._round,
+            client=client,
+            base_epoch=1,
+            epoch=2 if self._sent else 1,
+            mask=mask,
+            buffers=self._buffers,
+            scalars=np.zeros(3),
+            values_checksum=values_checksum(values),
+            segments=self._reduce.segments,
+        )
+
+    def _taken(self) -> int:
+        return sum(message.total for message in self._meter.take()[0])
+
+    def moved(self) -> tuple[int, int]:
+        """Return the bytes of the last exchange, down and up, as the meter counted them."""
+        return self._moved
+
+    def check(self) -> None:
+        """Compare the server's vector after `up` with float64, on its beginning. *Not collective.*
+
+        Raises
+        ------
+        WireError
+            The mean is wrong: what was timed was not the exchange.
+        """
+        count = min(_CHECKED, self._field.layout.size)
+        found = self._field.theta[:count]
+        expected, scale, held = masked_mean(count, self._masks, self._field.weights)
+        wrong = held & ~(np.abs(found - expected) <= TOLERANCE * scale)
+        if wrong.any():
+            raise WireError(f"the mean of {self.plan} at density {self.density:g} is wrong in {wrong.sum()} entries")
+
+
+def masked_mean(
+    count: int, masks: Mapping[int, Mask], weights: np.ndarray[tuple[int], np.dtype[np.float32]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mean over holders of the first ``count`` entries, float64; the mean magnitude; and who has one."""
+    total, magnitude, share = np.zeros(count), np.zeros(count), np.zeros(count)
+    for client, mask in masks.items():
+        kept, values = mask.to_bool(0, count), draw_values(count, client + 1).astype(np.float64)
+        total += weights[client] * kept * values
+        magnitude += weights[client] * kept * np.abs(values)
+        share += weights[client] * kept
+    held = share > 0
+    share[~held] = 1
+    return total / share, magnitude / share, held
