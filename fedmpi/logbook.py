@@ -164,9 +164,9 @@ def summary(
             "rank1_before": before["rank1"][c],
             "rank1_after": last["rank1"][c],
             "density": last["density"][c],
-            "bytes": totals.client_bytes[c],
-            "bytes_dense": totals.client_dense[c],
-            "saved": 1 - totals.client_bytes[c] / totals.client_dense[c],
+            "bytes": totals.client_bytes.get(c, 0),
+            "bytes_dense": totals.client_dense.get(c, 0),
+            "saved": 1 - totals.client_bytes[c] / totals.client_dense[c] if totals.client_dense.get(c) else 0.0,
         }
         for c, name in enumerate(names)
     }

@@ -19,6 +19,7 @@ from fedmpi.comm import Meter, Patience, Ranks, Reduce, Scatter, agree, check_on
 from fedmpi.comm.devices import Seat, check_sharing, choose_device, node_place, seats
 from fedmpi.config import FEDKLPR, SWITCHES, RunConfig, to_yaml
 from fedmpi.console import CRR_NAMES, View
+from fedmpi.federated.alone import load_data
 from fedmpi.federated.client import Client, scores
 from fedmpi.federated.learner import Learner, deterministic
 from fedmpi.federated.measurements import Measurements
@@ -28,7 +29,7 @@ from fedmpi.logbook import Totals
 from fedmpi.pruning import Decision
 from fedmpi.record import RunWriter, collect
 from fedmpi.record.schema import variables
-from fedmpi.reid.datasets import client_names, load_client
+from fedmpi.reid.datasets import client_names
 from fedmpi.run_folder import RunFolder
 from fedmpi.sparse import kernels
 
@@ -76,7 +77,7 @@ def _set_up(comm: MPI.Intracomm, config: RunConfig, view: View) -> tuple[World, 
         clients = {}
         for index in ranks.hosted:
             stage.enter(index)
-            clients[index] = Client(index, load_client(config.data, config.run.seed, index), learner)
+            clients[index] = Client(index, load_data(config, index), learner)
     segment_bytes = int(c.segment_mb * 1e6)
     layout, scalars = learner.layout, len(SCALARS)
     scatter = Scatter(ranks, layout, segment_bytes=segment_bytes, patience=patience, meter=meter)
@@ -205,8 +206,9 @@ def save_models(folder: RunFolder, names: tuple[str, ...], world: World, state: 
         return
     _save(folder.global_model, layout.state_dict(server.theta, server.buffers))
     for c, name in enumerate(names):
-        theta = server.theta * server.histories[c].mask.to_bool()
-        _save(folder.client_model(name), layout.state_dict(theta, server.buffers))
+        own = state.clients[c].model if c in state.clients else None  # where methods exchange nothing
+        theta, buffers = own or (server.theta * server.histories[c].mask.to_bool(), server.buffers)
+        _save(folder.client_model(name), layout.state_dict(theta, buffers))
 
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

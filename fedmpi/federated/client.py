@@ -38,12 +38,14 @@ class ClientState:
     """All that a client carries from round to round.
 
     ``labels`` are the clusters of its training images at the end of the last training, ``int64[n]``; stage 2 of CRR
-    judges the next model by them.
+    judges the next model by them. ``model`` is its own one, (theta ``float32[N]``, buffers ``float32[B]``), where
+    methods exchange none.
     """
 
     history: MaskHistory
     crr: CrrState = field(default_factory=CrrState)
     labels: NDArray[np.int64] | None = None
+    model: Flat | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Client:
         """Return what a sparsity policy may look at now."""
         measure = partial(self._measure, state.labels, log)
         learner = self.learner
-        return Site(round, received.recover, learner.prunable, measure, learner.initial, log)
+        return Site(round, received.recover, learner.prunable, measure, lambda: learner.initial()[0], log)
 
     def _measure(
         self,

@@ -21,11 +21,17 @@ class Method:
         How much each client counts in the mean.
     sparsity
         Which weights a client keeps. Values that it does not keep travel in neither direction.
+    exchanges
+        Whether there is a federation at all; else every client keeps its own model, and nothing is pruned.
+    pooled
+        Without exchange: client 0 alone trains, on the images of all.
     """
 
     regulariser: Regulariser | None = None
     weighting: Weighting = field(default_factory=ByImages)
     sparsity: Dense = field(default_factory=Dense)
+    exchanges: bool = True
+    pooled: bool = False
 
 
 def build(config: RunConfig) -> Method:

@@ -54,9 +54,9 @@ class Learner:
         self.layout.load(self.teacher, theta, buffers)
         return self.teacher
 
-    def initial(self) -> NDArray[np.float32]:
-        """Return the untrained parameters, ``float32[N]``; they are made anew, so that nobody has to keep them."""
-        return self.layout.flatten(initial_model(self.config))[0]
+    def initial(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the untrained network as `read` does; it is made anew, so that nobody has to keep it."""
+        return self.layout.flatten(initial_model(self.config))
 
     def read(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the network as (theta ``float32[N]``, buffers ``float32[B]``)."""

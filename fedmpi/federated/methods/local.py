@@ -1,0 +1,9 @@
+"""Local training: every client alone, on its own images: the bound below every federation."""
+
+from fedmpi.config import RunConfig
+from fedmpi.federated.composition import Method
+
+
+def build(config: RunConfig) -> Method:  # noqa: ARG001  (it has no settings)
+    """Return training without a federation."""
+    return Method(exchanges=False)

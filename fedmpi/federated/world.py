@@ -1,0 +1,97 @@
+"""What a round works with: what stays the same during a run, what goes from round to round, and what comes out."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.comm import Meter, Patience, Ranks, Reduce, Scatter, Traffic
+from fedmpi.config import RunConfig
+from fedmpi.federated.client import Client, ClientState
+from fedmpi.federated.composition import Method, build
+from fedmpi.federated.history import MaskHistory
+from fedmpi.federated.learner import Learner
+from fedmpi.federated.server import Selection, ServerState
+from fedmpi.sparse import Mask
+
+
+@dataclass(frozen=True)
+class World:
+    """What does not change during a run, on one rank.
+
+    ``clients`` are the hosted ones. Every rank has a ``learner``: a server that hosts nobody takes the layout and the
+    untrained model from it.
+    """
+
+    config: RunConfig
+    ranks: Ranks
+    patience: Patience
+    meter: Meter
+    learner: Learner
+    clients: Mapping[int, Client]
+    scatter: Scatter
+    reduce: Reduce
+
+    @cached_property
+    def method(self) -> Method:
+        """The run's method."""
+        return build(self.config)
+
+
+@dataclass(frozen=True)
+class State:
+    """What goes from round to round, on one rank: its clients' states and, on the server, the global model."""
+
+    clients: Mapping[int, ClientState]
+    server: ServerState | None
+
+    def histories(self) -> Mapping[int, MaskHistory]:
+        """Return the mask histories that this rank knows: all on the server, the hosted ones elsewhere."""
+        return self.server.histories if self.server is not None else {c: s.history for c, s in self.clients.items()}
+
+    def with_histories(self, histories: Mapping[int, MaskHistory]) -> "State":
+        """Return this state with (some) histories replaced, at both ends alike."""
+        clients = {c: replace(s, history=histories.get(c, s.history)) for c, s in self.clients.items()}
+        server = self.server and replace(self.server, histories={**self.server.histories, **histories})
+        return State(clients, server)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What the server knows of a finished round; ``clients`` holds ``float64[clients]`` by name."""
+
+    round: int
+    started: float
+    seconds: dict[str, float]
+    clients: dict[str, NDArray[np.float64]]
+    messages: list[Traffic]
+    control: int
+    selection: Selection
+    masks: Mapping[int, Mask]
+    evaluated: bool
+
+
+@dataclass
+class Clock:
+    """Wall seconds of the stages of a round on this rank."""
+
+    start: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, name: str, since: float) -> float:
+        """Add the time since ``since`` to ``name`` and return the time now."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - since
+        return now
+
+
+def first_state(world: World) -> State:
+    """Return the state before round 0: the untrained model, every mask full."""
+    theta, buffers = world.learner.read()
+    dense = MaskHistory.dense(world.learner.layout.size)
+    clients = {c: ClientState(dense) for c in world.ranks.hosted}
+    server = ServerState(theta, buffers, dict.fromkeys(world.ranks.clients, dense)) if world.ranks.is_server else None
+    return State(clients, server)
