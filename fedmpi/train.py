@@ -30,6 +30,7 @@ from fedmpi.pruning import Decision
 from fedmpi.record import RunWriter, collect
 from fedmpi.record.schema import variables
 from fedmpi.reid.datasets import client_names
+from fedmpi.reid.protocol import STANDARD, Protocol
 from fedmpi.run_folder import RunFolder
 from fedmpi.sparse import kernels
 
@@ -228,10 +229,12 @@ def facts(world: World, folder: RunFolder) -> dict[str, str]:
     source = "embedded synthetic people" if config.data.root is None else str(config.data.root)
     switches = [name for name in SWITCHES if getattr(config, name).enabled]
     method = " ".join(switches) if config.method == FEDKLPR else config.method
+    protocol = Protocol.of(config.evaluation.protocol)
     return {
         "data": f"{source}, {len(world.ranks.hosts)} clients, {config.data.height}x{config.data.width}",
         "model": f"{config.model.arch}, {layout.size:,} parameters ({4 * layout.size / 1e6:.1f} MB dense)",
         "method": f"{config.federation.rounds} rounds x {config.local.epochs} local epochs; {method}",
+        **({} if protocol == STANDARD else {"scores": protocol.name}),
         "wire": f"{kernels.active()} kernels, {config.comm.segment_mb:g} MB segments",
         "out": f"{folder.path}/",
     }
@@ -254,5 +257,6 @@ def provenance(world: World, placed: list[Seat]) -> dict[str, Any]:
         "client_ranks": [str(host) for host in world.ranks.hosts],
         "threads": str(config.compute.threads),
         "kernels": kernels.active(),
+        "evaluation_protocol": Protocol.of(config.evaluation.protocol).name,
         "weights_sha256": world.learner.model.weights_sha256 or "",
     }

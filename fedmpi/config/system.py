@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from fedmpi.config.base import Number, Problem, Section, Switch, Text, Whole, key
+from fedmpi.config.protocol import ProtocolConfig
 
 
 class RunSection(Section):
@@ -60,6 +61,7 @@ class EvaluationConfig(Section):
     batch_size: Whole = key(
         128, "Images per batch without gradients: evaluation, clustering, probes.", source="fedmpi", unit="images", ge=1
     )
+    protocol: ProtocolConfig = ProtocolConfig()
 
     def problems(self) -> Iterator[Problem]:
         """Check the order; rank-1 is in every table."""

@@ -22,6 +22,7 @@ from fedmpi.reid.datasets import ClientData, ImageList, repeats
 from fedmpi.reid.evaluation import RetrievalScore
 from fedmpi.reid.features import embed
 from fedmpi.reid.loading import check_bad_share
+from fedmpi.reid.protocol import Protocol
 from fedmpi.reid.testing import evaluate
 from fedmpi.reid.training import Task, TrainingReport, train_local
 from fedmpi.sparse import Mask
@@ -193,7 +194,8 @@ class Client:
     def evaluate(self, theta: NDArray[np.float32], buffers: NDArray[np.float32]) -> RetrievalScore:
         """Return the retrieval score of a model on this client's test images."""
         model = self.learner.load(theta, buffers)
-        score = evaluate(model, self.data, self.learner.viewing, ranks=self.config.evaluation.ranks)
+        e = self.config.evaluation
+        score = evaluate(model, self.data, self.learner.viewing, ranks=e.ranks, protocol=Protocol.of(e.protocol))
         self._note_bad_images()
         return score
 

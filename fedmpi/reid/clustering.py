@@ -132,12 +132,14 @@ def _jaccard_blocks(rows: torch.Tensor, k1: int, k2: int) -> Iterator[tuple[int,
     if len(rows) == 0:
         return
     lists = nearest(rows, max(k1, k2))
-    weights = _expand_queries(_reciprocal_weights(rows, lists, k1), lists[:, :k2])
-    yield from _minimum_blocks(weights)
+    weights = reciprocal_weights(rows, lists[:, :k1], lists[:, : round(k1 / 2) + 1])
+    yield from minimum_blocks(expand_queries(weights, lists[:, :k2]))
 
 
-def nearest(rows: torch.Tensor, k: int) -> npt.NDArray[np.int64]:
+def nearest(rows: torch.Tensor, k: int, farthest: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.int64]:
     """Return int64[n, min(k, n)]: the image itself, then its nearest others by (distance, index).
+
+    The largest distance 2 - 2 cos of each row is written to ``farthest``, float32[n], if given.
 
     Distance bits and index are packed into one integer key (non-negative floats order like their bits), so a partial
     selection is exact and stable without sorting whole rows.
@@ -147,6 +149,8 @@ def nearest(rows: torch.Tensor, k: int) -> npt.NDArray[np.int64]:
     lists = []
     for start, stop in _spans(n, max(1, _BLOCK_ENTRIES // n)):
         distance = (2 - 2 * rows[start:stop] @ rows.T).clamp_(min=0)
+        if farthest is not None:
+            farthest[start:stop] = distance.amax(dim=1).cpu().numpy()
         keys = distance.view(torch.int32).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(columns)
         keys[columns[: stop - start], columns[start:stop]] = -1
         best = torch.topk(keys, min(k, n), largest=False, sorted=True).values.bitwise_and_(0xFFFFFFFF)
@@ -155,10 +159,18 @@ def nearest(rows: torch.Tensor, k: int) -> npt.NDArray[np.int64]:
     return torch.cat(lists).numpy()
 
 
-def _reciprocal_weights(rows: torch.Tensor, lists: npt.NDArray[np.int64], k1: int) -> sparse.csr_matrix:
-    """Return V before query expansion: CSR float32[n, n], rows sum to 1."""
-    full = _reciprocal(lists[:, :k1])
-    half = _reciprocal(lists[:, : round(k1 / 2) + 1])
+def reciprocal_weights(
+    rows: torch.Tensor,
+    full_lists: npt.NDArray[np.int64],
+    half_lists: npt.NDArray[np.int64],
+    scale: npt.NDArray[np.float32] | None = None,
+) -> sparse.csr_matrix:
+    """Return V before query expansion: CSR float32[n, n], rows sum to 1.
+
+    Distances of row i are multiplied by ``scale[i]``, float32[n], if given.
+    """
+    full = _reciprocal(full_lists)
+    half = _reciprocal(half_lists)
     common = full.multiply(full @ half.T).tocoo()  # at (i, j) in R(full): how many of R(j, half) are in R(i, full)
     size = np.diff(half.indptr)
     taken = 3 * common.data > 2 * size[common.col]
@@ -167,7 +179,7 @@ def _reciprocal_weights(rows: torch.Tensor, lists: npt.NDArray[np.int64], k1: in
     )
     members = (full + joined @ half).tocsr()
     members.sort_indices()
-    return _softmax_rows(rows, members.indptr, members.indices)
+    return _softmax_rows(rows, members.indptr, members.indices, scale)
 
 
 def _reciprocal(lists: npt.NDArray[np.int64]) -> sparse.csr_matrix:
@@ -179,12 +191,16 @@ def _reciprocal(lists: npt.NDArray[np.int64]) -> sparse.csr_matrix:
 
 
 def _softmax_rows(
-    rows: torch.Tensor, pointers: npt.NDArray[np.int32], columns: npt.NDArray[np.int32]
+    rows: torch.Tensor,
+    pointers: npt.NDArray[np.int32],
+    columns: npt.NDArray[np.int32],
+    scale: npt.NDArray[np.float32] | None,
 ) -> sparse.csr_matrix:
-    """Return the softmax of -(2 - 2 cos) over the stored entries of each row; every row stores its diagonal."""
+    """Return the softmax of -scale (2 - 2 cos) over the stored entries of each row; every row stores its diagonal."""
     counts = np.diff(pointers)
     i = np.repeat(np.arange(len(rows)), counts)
-    weight = np.exp(-(2.0 - 2.0 * _pair_cosines(rows, i, columns)))
+    distance = 2.0 - 2.0 * _pair_cosines(rows, i, columns)
+    weight = np.exp(-distance if scale is None else -distance * scale[i])
     total = np.add.reduceat(weight, pointers[:-1])
     values = (weight / np.repeat(total, counts)).astype(np.float32)
     return sparse.csr_matrix((values, columns, pointers), shape=(len(rows), len(rows)))
@@ -201,7 +217,8 @@ def _pair_cosines(
     return result.numpy()
 
 
-def _expand_queries(weights: sparse.csr_matrix, lists: npt.NDArray[np.int64]) -> sparse.csr_matrix:
+def expand_queries(weights: sparse.csr_matrix, lists: npt.NDArray[np.int64]) -> sparse.csr_matrix:
+    """Return the mean of the rows of V in each list: CSR float32[n, n]."""
     n, k = lists.shape
     if k == 1:
         return weights
@@ -211,8 +228,12 @@ def _expand_queries(weights: sparse.csr_matrix, lists: npt.NDArray[np.int64]) ->
     return expanded
 
 
-def _minimum_blocks(weights: sparse.csr_matrix) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
+def minimum_blocks(
+    weights: sparse.csr_matrix, rows: int | None = None
+) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
     """Yield blocks of 1 - m / (2 - m), m_ij = sum_l min(V_il, V_jl), through the inverted index of V's columns.
+
+    Only the first ``rows`` rows are computed, if given.
 
     Row i meets column l's holders in ascending l, for (i, j) as for (j, i), so both sums have the same terms in the
     same order and the result is exactly symmetric.
@@ -221,7 +242,7 @@ def _minimum_blocks(weights: sparse.csr_matrix) -> Iterator[tuple[int, int, npt.
     inverted.sort_indices()
     n = weights.shape[0]
     work = np.add.reduceat(np.diff(inverted.indptr)[weights.indices], weights.indptr[:-1])
-    for start, stop in _spans_by_work(np.maximum(work, n)):
+    for start, stop in _spans_by_work(np.maximum(work, n)[:rows]):
         yield start, stop, _minimum_block(weights, inverted, start, stop)
 
 

@@ -1,12 +1,12 @@
 """Retrieval scores: mean average precision and CMC of single-query person re-identification.
 
-The protocol of Market-1501 (Zheng et al., ICCV 2015): cosine similarity, no flip, no re-ranking. For each query,
-gallery entries with the query's identity *and* camera are dropped, and so is junk (identity -1). Distractors (identity
-0 in Market-1501) need no rule of their own: no query has their identity, so they stay as wrong answers; where 0 is the
-number of a real person it counts as one.
+The protocol of Market-1501 (Zheng et al., ICCV 2015): cosine similarity, single query; `fedmpi.reid.protocol` names the
+variants. For each query, gallery entries with the query's identity *and* camera are dropped, and so is junk (identity
+-1). Distractors (identity 0 in Market-1501) need no rule of their own: no query has their identity, so they stay as
+wrong answers; where 0 is the number of a real person it counts as one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from torch.nn import functional
 
 from fedmpi.errors import TrainingError
+from fedmpi.reid.protocol import STANDARD, Protocol
+from fedmpi.reid.reranking import reranked_blocks
 
 Features = npt.NDArray[np.float32] | torch.Tensor
 IntArray = npt.NDArray[np.int64]
@@ -35,9 +37,10 @@ class RetrievalScore:
     cmc
         Share of scored queries with a correct answer among the first r, by r; NaN when no query could be scored.
     queries
-        Number of queries scored.
+        Number of queries that enter the means.
     skipped
-        Number of queries without any valid match in the gallery; they enter no mean.
+        Number of queries without any valid match in the gallery; they enter no mean, unless the protocol counts them
+        as zero.
     """
 
     mean_ap: float
@@ -55,12 +58,13 @@ def score(
     gallery_pids: IntArray,
     gallery_camids: IntArray,
     ranks: Sequence[int] = (1, 5, 10),
+    protocol: Protocol = STANDARD,
 ) -> RetrievalScore:
     """Rank the gallery for every query and score the ranking.
 
     Features are L2-normalised here. Gallery entries of equal similarity are ranked by their position in the gallery.
-    Average precision is the mean of the precision at the correct answers. Queries are taken in chunks, so memory is
-    bounded by the gallery's length. The work happens on the device of the query features.
+    Queries are taken in chunks, so memory is bounded by the gallery's length. The work happens on the device of the
+    query features.
 
     Parameters
     ----------
@@ -70,6 +74,8 @@ def score(
         int64[n] identities and cameras.
     ranks
         The r of the CMC, positive.
+    protocol
+        Kind of average precision, queries without a match, re-ranking; its flip concerns who made the features.
 
     Raises
     ------
@@ -83,17 +89,31 @@ def score(
         raise ValueError(message)
     queries = _unit_rows("query", query_features, query_pids, query_camids)
     gallery = _unit_rows("gallery", gallery_features, gallery_pids, gallery_camids).to(queries.device)
-    step = max(1, _CHUNK_ENTRIES // max(1, len(gallery)))
     precisions, firsts = [np.empty(0)], [np.empty(0, dtype=np.int64)]
-    for start in range(0, len(queries), step):
-        rows = slice(start, start + step)
+    for start, stop, similarity in _similarities(queries, gallery, protocol):
+        rows = slice(start, stop)
         same = query_pids[rows, None] == gallery_pids
         dropped = same & (query_camids[rows, None] == gallery_camids) | (gallery_pids == JUNK)
-        hits, counts = _hit_positions(queries[rows] @ gallery.T, same & ~dropped, dropped)
-        precision, first = _per_query(hits, counts)
+        hits, counts = _hit_positions(similarity, same & ~dropped, dropped)
+        precision, first = _per_query(hits, counts, protocol)
         precisions.append(precision)
         firsts.append(first)
-    return _summary(np.concatenate(precisions), np.concatenate(firsts), ranks, len(queries))
+    return _summary(np.concatenate(precisions), np.concatenate(firsts), ranks, len(queries), protocol)
+
+
+def _similarities(
+    queries: torch.Tensor, gallery: torch.Tensor, protocol: Protocol
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yield (start, stop, float32[stop - start, G]) for all queries; larger is more similar."""
+    if protocol.rerank is not None and len(gallery):
+        r = protocol.rerank
+        for start, stop, distance in reranked_blocks(queries, gallery, k1=r.k1, k2=r.k2, weight=r.weight):
+            yield start, stop, torch.from_numpy(-distance)
+        return
+    step = max(1, _CHUNK_ENTRIES // max(1, len(gallery)))
+    for start in range(0, len(queries), step):
+        stop = min(start + step, len(queries))
+        yield start, stop, queries[start:stop] @ gallery.T
 
 
 def _unit_rows(name: str, features: Features, pids: IntArray, camids: IntArray) -> torch.Tensor:
@@ -113,25 +133,54 @@ def _hit_positions(similarity: torch.Tensor, correct: BoolArray, dropped: BoolAr
 
     All arguments are [chunk, G]. Dropped entries rank behind all others, so that they shift nobody.
     """
+    if similarity.device.type == "cpu":
+        return _count_ahead(similarity.numpy(), correct, dropped)
     similarity = similarity.masked_fill(torch.from_numpy(dropped).to(similarity.device), -torch.inf)
     order = torch.sort(similarity, dim=1, descending=True, stable=True).indices
     found = torch.from_numpy(correct).to(order.device).gather(1, order)
     return found.nonzero()[:, 1].cpu().numpy(), found.sum(dim=1).cpu().numpy()
 
 
-def _per_query(hits: IntArray, counts: IntArray) -> tuple[npt.NDArray[np.float64], IntArray]:
+def _count_ahead(
+    similarity: npt.NDArray[np.float32], correct: BoolArray, dropped: BoolArray
+) -> tuple[IntArray, IntArray]:
+    """Do the work of `_hit_positions` without an order of the whole gallery: sorted values tell how many are ahead.
+
+    Sorting values is several times faster than sorting positions, and only ties need to know who is where.
+    """
+    behind = np.where(dropped, np.float32(-np.inf), similarity)
+    ascending = np.sort(behind, axis=1)
+    ranks = [np.empty(0, dtype=np.int64)]
+    for row, line, where in zip(behind, ascending, correct, strict=True):
+        hits = np.flatnonzero(where)
+        first, last = (np.searchsorted(line, row[hits], side=side) for side in ("left", "right"))
+        ahead = len(line) - last
+        for tied in np.flatnonzero(last - first > 1):
+            ahead[tied] += np.count_nonzero(row[: hits[tied]] == row[hits[tied]])
+        ranks.append(np.sort(ahead))
+    return np.concatenate(ranks), correct.sum(axis=1)
+
+
+def _per_query(hits: IntArray, counts: IntArray, protocol: Protocol) -> tuple[npt.NDArray[np.float64], IntArray]:
     """Return the average precision and the first hit's rank of each query that has a hit."""
     counts = counts[counts > 0]
     if len(counts) == 0:
         return np.empty(0), np.empty(0, dtype=np.int64)
     begin = np.cumsum(counts) - counts
     number = np.arange(len(hits)) - np.repeat(begin, counts) + 1  # this is the query's 1st, 2nd, ... hit
-    return np.add.reduceat(number / (hits + 1), begin) / counts, hits[begin]
+    precision = number / (hits + 1)
+    if protocol.ap == "trapezoid":  # mean with the precision just before the hit, which is 1 at the very top
+        before = np.divide(number - 1, hits, out=np.ones(len(hits)), where=hits > 0)
+        precision = (precision + before) / 2
+    return np.add.reduceat(precision, begin) / counts, hits[begin]
 
 
-def _summary(precision: npt.NDArray[np.float64], first: IntArray, ranks: Sequence[int], total: int) -> RetrievalScore:
-    scored = len(precision)
+def _summary(
+    precision: npt.NDArray[np.float64], first: IntArray, ranks: Sequence[int], total: int, protocol: Protocol
+) -> RetrievalScore:
+    skipped = total - len(precision)
+    scored = total if protocol.unmatched == "zero" else len(precision)
     if scored == 0:
-        return RetrievalScore(float("nan"), {int(rank): float("nan") for rank in ranks}, 0, total)
-    cmc = {int(rank): float(np.mean(first < rank)) for rank in ranks}
-    return RetrievalScore(float(np.mean(precision)), cmc, scored, total - scored)
+        return RetrievalScore(float("nan"), {int(rank): float("nan") for rank in ranks}, 0, skipped)
+    cmc = {int(rank): float((first < rank).sum() / scored) for rank in ranks}
+    return RetrievalScore(float(precision.sum() / scored), cmc, scored, skipped)

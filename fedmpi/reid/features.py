@@ -29,9 +29,11 @@ class Viewing:
 
 @torch.inference_mode()
 def embed(
-    model: nn.Module, images: ImageList, index: NDArray[np.int64], viewing: Viewing
+    model: nn.Module, images: ImageList, index: NDArray[np.int64], viewing: Viewing, *, flip: bool = False
 ) -> tuple[torch.Tensor, NDArray[np.int64]]:
     """Return the un-normalised embeddings of ``images[index]`` and the indices of those that could be read.
+
+    With ``flip`` they are sums of the embedding of the image and of its mirror image.
 
     Returns
     -------
@@ -45,7 +47,9 @@ def embed(
     rows, read = [], []
     for pixels, found in batches(images, parts, viewing.height, viewing.width, workers=viewing.workers):
         with viewing.autocast():
-            rows.append(model(pixels.to(viewing.device, non_blocking=True)).float().cpu())
+            shown = pixels.to(viewing.device, non_blocking=True)
+            z = model(shown).float()
+            rows.append((z + model(shown.flip(3)).float() if flip else z).cpu())
         read.append(found)
     if not rows:
         return torch.empty(0, int(model.dim)), np.empty(0, np.int64)  # type: ignore[arg-type]

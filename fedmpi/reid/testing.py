@@ -10,12 +10,15 @@ from torch import nn
 from fedmpi.reid.evaluation import RetrievalScore, score
 from fedmpi.reid.features import Viewing, embed
 from fedmpi.reid.images import ClientData, ImageList
+from fedmpi.reid.protocol import STANDARD, Protocol
 
 
-def evaluate(model: nn.Module, data: ClientData, viewing: Viewing, *, ranks: Sequence[int]) -> RetrievalScore:
-    """Return mAP and CMC of ``model`` on the test images of ``data``: cosine, single query, no re-ranking."""
-    q, query = _embedded(model, data.query, viewing)
-    g, gallery = _embedded(model, data.gallery, viewing)
+def evaluate(
+    model: nn.Module, data: ClientData, viewing: Viewing, *, ranks: Sequence[int], protocol: Protocol = STANDARD
+) -> RetrievalScore:
+    """Return mAP and CMC of ``model`` on the test images of ``data``."""
+    q, query = _embedded(model, data.query, viewing, flip=protocol.flip)
+    g, gallery = _embedded(model, data.gallery, viewing, flip=protocol.flip)
     return score(
         q,
         data.query.pids[query],
@@ -24,8 +27,11 @@ def evaluate(model: nn.Module, data: ClientData, viewing: Viewing, *, ranks: Seq
         gallery_pids=data.gallery.pids[gallery],
         gallery_camids=data.gallery.camids[gallery],
         ranks=ranks,
+        protocol=protocol,
     )
 
 
-def _embedded(model: nn.Module, images: ImageList, viewing: Viewing) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    return embed(model, images, np.arange(len(images)), viewing)
+def _embedded(
+    model: nn.Module, images: ImageList, viewing: Viewing, *, flip: bool
+) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    return embed(model, images, np.arange(len(images)), viewing, flip=flip)

@@ -10,6 +10,7 @@ from torchmetrics.functional.retrieval import retrieval_average_precision, retri
 from fedmpi.errors import TrainingError
 from fedmpi.reid import evaluation
 from fedmpi.reid.evaluation import score
+from fedmpi.reid.protocol import Protocol, Rerank
 
 # Exact in floating point, of norm 1, with many equal inner products.
 CORNERS = np.array(np.meshgrid(*[[-0.5, 0.5]] * 4)).reshape(4, -1).T.astype(np.float32)
@@ -35,9 +36,9 @@ def loop_score(query, gallery, ranks):
     return (sum(precisions) / len(precisions) if precisions else np.nan), cmc, len(precisions), skipped
 
 
-def run(query, gallery, ranks=(1, 5, 10)):
+def run(query, gallery, ranks=(1, 5, 10), **protocol):
     names = ("gallery_features", "gallery_pids", "gallery_camids")
-    return score(*query, **dict(zip(names, gallery, strict=True)), ranks=ranks)
+    return score(*query, **dict(zip(names, gallery, strict=True)), ranks=ranks, protocol=Protocol(**protocol))
 
 
 def assert_equals_loop(query, gallery, ranks=(1, 2, 5, 10)):
@@ -146,6 +147,145 @@ def test_against_torchmetrics():
     assert result.queries == len(precisions)
     assert result.mean_ap == pytest.approx(np.mean(precisions), abs=1e-6)
     assert result.cmc == pytest.approx({rank: np.mean(hits) for rank, hits in found.items()})
+
+
+def stable_places(query, gallery):
+    """Yield (unique scores above 0, right answers) of each query over its valid gallery; ties keep their order."""
+    for feature, pid, camid in zip(*query, strict=True):
+        valid = (gallery[1] != -1) & ~((gallery[1] == pid) & (gallery[2] == camid))
+        order = np.argsort(-(gallery[0][valid] @ feature), kind="stable")
+        scores = np.empty(len(order), np.float32)
+        scores[order] = np.arange(len(order), 0, -1)
+        yield torch.from_numpy(scores), torch.from_numpy(gallery[1][valid] == pid)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("unmatched", ["skip", "zero"])
+def test_against_torchmetrics_with_everything_at_once(seed, unmatched):
+    """Ties, junk, distractors, identities of a single camera, queries that nobody can answer."""
+    rng = np.random.default_rng(seed)
+    query, gallery = random_set(rng, 40, features=CORNERS, low=1), random_set(rng, 90, features=CORNERS, low=-1)
+    gallery[1][gallery[1] == 7] = 1  # nobody answers person 7
+    query[2][query[1] == 4] = gallery[2][gallery[1] == 4] = 2
+    precisions, found = [], {1: [], 5: [], 10: []}
+    for scores, right in stable_places(query, gallery):
+        if right.any() or unmatched == "zero":
+            precisions.append(float(retrieval_average_precision(scores, right)))
+            for rank, hits in found.items():
+                hits.append(float(retrieval_hit_rate(scores, right, top_k=rank)))
+    result = run(query, gallery, unmatched=unmatched)
+    assert result.skipped == int(np.isin(query[1], (4, 7)).sum()) > 0
+    assert result.queries == len(precisions)
+    assert result.mean_ap == pytest.approx(np.mean(precisions), abs=1e-6)
+    assert result.cmc == pytest.approx({rank: np.mean(hits) for rank, hits in found.items()})
+
+
+# ---- variants of the field
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_trapezoid_is_the_area_below_the_polygon(seed):
+    """Precision and recall after every place, joined by straight lines, from (recall 0, precision 1) on."""
+    rng = np.random.default_rng(seed)
+    query, gallery = random_set(rng, 25, features=CORNERS, low=1), random_set(rng, 70, features=CORNERS, low=-1)
+    areas = []
+    for scores, right in stable_places(query, gallery):
+        hits = right[scores.argsort(descending=True)].numpy()
+        if hits.any():
+            precision = np.concatenate([[1.0], np.cumsum(hits) / np.arange(1, len(hits) + 1)])
+            recall = np.concatenate([[0.0], np.cumsum(hits) / hits.sum()])
+            areas.append(np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2))
+    result = run(query, gallery, ap="trapezoid")
+    assert result.mean_ap == pytest.approx(np.mean(areas), abs=1e-9)
+    assert result.mean_ap < run(query, gallery).mean_ap
+    assert result.cmc == run(query, gallery).cmc
+
+
+def test_both_ways_of_finding_the_hits_agree():
+    """The CPU counts who is ahead, the GPU sorts; here the sorting is done on the CPU, by the definition."""
+    rng = np.random.default_rng(7)
+    for _ in range(50):
+        similarity = torch.from_numpy(rng.integers(-3, 3, (6, 30)).astype(np.float32))
+        dropped = rng.random((6, 30)) < 0.3
+        correct = (rng.random((6, 30)) < 0.2) & ~dropped
+        order = np.argsort(np.where(dropped, np.inf, -similarity.numpy()), axis=1, kind="stable")
+        wanted = [np.flatnonzero(c[o]) for c, o in zip(correct, order, strict=True)]
+        hits, counts = evaluation._hit_positions(similarity, correct, dropped)
+        assert hits.tolist() == np.concatenate(wanted).tolist()
+        assert counts.tolist() == [len(places) for places in wanted]
+
+
+def slow_rerank(query, gallery, k1, k2, weight):
+    """Re-rank as the paper and its authors' code describe it, image by image, with whole matrices."""
+    x = np.concatenate([query, gallery]).astype(np.float64)
+    distance = ((x[:, None] - x[None]) ** 2).sum(axis=2)
+    n = len(x)
+    nearest = [[i, *(j for j in np.argsort(distance[i], kind="stable") if j != i)] for i in range(n)]
+    distance /= distance.max(axis=1, keepdims=True)
+
+    def reciprocal(i, k):
+        return {j for j in nearest[i][: k + 1] if i in nearest[j][: k + 1]}
+
+    v = np.zeros((n, n))
+    for i in range(n):
+        members = reciprocal(i, k1)
+        for j in set(members):
+            candidate = reciprocal(j, round(k1 / 2))
+            if len(candidate & reciprocal(i, k1)) > 2 / 3 * len(candidate):
+                members |= candidate
+        chosen = sorted(members)
+        v[i, chosen] = np.exp(-distance[i, chosen])
+        v[i] /= v[i].sum()
+    v = np.array([v[nearest[i][:k2]].mean(axis=0) for i in range(n)])
+    q = len(query)
+    shared = np.array([[np.minimum(v[i], v[j]).sum() for j in range(q, n)] for i in range(q)])
+    return (1 - weight) * (1 - shared / (2 - shared)) + weight * distance[:q, q:]
+
+
+@pytest.mark.parametrize(("k1", "k2", "weight"), [(20, 6, 0.3), (5, 1, 0.3), (7, 3, 0.0), (8, 4, 1.0), (200, 6, 0.5)])
+def test_reranking(monkeypatch, k1, k2, weight):
+    from fedmpi.reid import clustering
+    from fedmpi.reid.reranking import reranked_blocks
+
+    rng = np.random.default_rng(k1)
+    query, gallery = (random_set(rng, n)[0] for n in (21, 64))
+    wanted = slow_rerank(query, gallery, k1, k2, weight)
+    monkeypatch.setattr(clustering, "_BLOCK_ENTRIES", 700)
+    blocks = list(reranked_blocks(torch.from_numpy(query), torch.from_numpy(gallery), k1=k1, k2=k2, weight=weight))
+    assert len(blocks) > 1
+    assert [start for start, _, _ in blocks] == [0, *(stop for _, stop, _ in blocks[:-1])]
+    np.testing.assert_allclose(np.concatenate([block for _, _, block in blocks]), wanted, atol=2e-6)
+
+
+def test_reranked_scores_are_those_of_the_reranked_order():
+    rng = np.random.default_rng(8)
+    query, gallery = random_set(rng, 20, low=1), random_set(rng, 60, low=-1)
+    distance = slow_rerank(query[0], gallery[0], 10, 3, 0.3)
+    eye = np.eye(20, dtype=np.float32)  # a query asks for its own row of similarities
+    wanted = loop_score((eye, *query[1:]), ((2 - distance).T, *gallery[1:]), (1, 5, 10))
+    result = run(query, gallery, rerank=Rerank(10, 3, 0.3))
+    assert result.mean_ap == pytest.approx(wanted[0], abs=1e-9)
+    assert result.cmc == pytest.approx(wanted[1])
+    assert result.mean_ap != run(query, gallery).mean_ap
+
+
+def test_reranking_nothing():
+    rng = np.random.default_rng(9)
+    some, none = random_set(rng, 4), random_set(rng, 0)
+    assert run(none, some, rerank=Rerank()).queries == 0
+    assert run(some, none, rerank=Rerank()).skipped == 4
+
+
+def test_names_of_protocols():
+    from fedmpi.config.protocol import ProtocolConfig
+
+    assert Protocol().name == "cosine, AP mean, unmatched skip, no flip, no re-ranking"
+    assert Protocol.of(ProtocolConfig()) == Protocol()
+    config = ProtocolConfig(ap="trapezoid", unmatched="zero", flip=True, rerank={"enabled": True, "k1": 9})
+    assert Protocol.of(config) == Protocol("trapezoid", "zero", flip=True, rerank=Rerank(9, 6, 0.3))
+    assert Protocol.of(config).name == (
+        "cosine, AP trapezoid, unmatched zero, flip, re-ranking k1=9 k2=6 weight=0.3"
+    )  # fmt: skip
 
 
 def test_diverged_features_are_named():

@@ -46,6 +46,26 @@ def test_rows_follow_the_index(batch_size):
     assert sum(model.batches) == 6
 
 
+def test_flip_adds_the_mirror_image():
+    class Left(Mean):
+        """Sees the left half only."""
+
+        def forward(self, images):
+            return super().forward(images[..., : images.shape[3] // 2])
+
+    rng = np.random.default_rng(0)
+    pixels = MemoryPixels(rng.integers(0, 256, (3, 8, 4, 3), dtype=np.uint8), ("a", "b", "c"))
+    images = replace(numbered(3), pixels=pixels)
+    mirrored = replace(images, pixels=MemoryPixels(pixels.array[:, :, ::-1].copy(), pixels.names), resized={})
+    viewing = replace(VIEWING, height=8, width=4)
+    plain, turned, both = (
+        embed(Left(), i, np.arange(3), viewing, flip=f)[0]
+        for i, f in ((images, False), (mirrored, False), (images, True))
+    )
+    assert not torch.allclose(plain, turned)
+    torch.testing.assert_close(both, plain + turned)
+
+
 def test_in_evaluation_mode_without_gradients():
     model = Mean().train()
     z, _ = embed(model, numbered(4), np.arange(4), VIEWING)
