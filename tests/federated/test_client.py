@@ -273,17 +273,20 @@ class TestEvaluate:
         }
 
     def test_the_given_model_is_scored_not_the_last_one(self, make, monkeypatch):
-        client = make()
+        client = make("evaluation.protocol.ap=trapezoid")
         seen = []
         monkeypatch.setattr(
-            client_module, "evaluate", lambda model, data, viewing, ranks: seen.append((model, data, ranks))
+            client_module,
+            "evaluate",
+            lambda model, data, viewing, ranks, protocol: seen.append((model, data, ranks, protocol)),
         )
         theta, buffers = client.learner.read()
         client.evaluate(theta * 0 + 3, buffers)
-        ((model, data, ranks),) = seen
+        ((model, data, ranks, protocol),) = seen
         assert (client.learner.layout.flatten(model)[0] == 3).all()
         assert data is client.data
         assert tuple(ranks) == (1, 5, 10)
+        assert protocol.ap == "trapezoid"
 
 
 def break_images(images, broken: set[int]) -> None:
