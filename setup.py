@@ -11,7 +11,7 @@ setup(
         Extension(
             "fedmpi.sparse._native",
             [f"{NATIVE}/module.c"],
-            depends=[f"{NATIVE}/{name}.h" for name in ("common", "scalar", "avx2", "avx512")],
+            depends=[f"{NATIVE}/{name}.h" for name in ("common", "scalar", "avx2", "avx512", "values")],
             extra_compile_args=["-O3", "-ffp-contract=off"],
             py_limited_api=True,
             optional=True,

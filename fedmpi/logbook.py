@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedmpi.comm import Direction, Traffic
 from fedmpi.federated.round import RoundResult
 from fedmpi.record import MESSAGE_DTYPE, empty_messages
-from fedmpi.sparse import Layout, Mask, MaskMode
+from fedmpi.sparse import Layout, Mask, MaskMode, ValueCoding
 
 DIRECTION_NAMES = {
     Direction.DOWN: b"down",
@@ -24,6 +24,13 @@ DIRECTION_NAMES = {
     Direction.REQUEST: b"request",
     Direction.RECOVER: b"recover",
     Direction.EVALUATE: b"eval",
+}
+CODING_NAMES = {
+    ValueCoding.RAW_F32: b"raw",
+    ValueCoding.LOSSLESS: b"lossless",
+    ValueCoding.LOSSLESS_DELTA: b"delta",
+    ValueCoding.BF16: b"bf16",
+    ValueCoding.FP16: b"fp16",
 }
 METHOD_DIRECTIONS = (Direction.DOWN, Direction.UP, Direction.REQUEST, Direction.RECOVER)
 INTEGERS = (
@@ -49,6 +56,7 @@ def message_table(messages: Sequence[Traffic], started: float) -> NDArray[np.voi
             row[section] = getattr(message, section)
         row["bytes"], row["dense_bytes"] = message.total, message.dense
         row["mask_mode"] = b"none" if mode is MaskMode.ABSENT else mode.name.lower().encode()
+        row["coding"] = CODING_NAMES[ValueCoding(message.coding)]
         row["seconds"], row["start"] = message.seconds, started + message.start
     return table.astype(MESSAGE_DTYPE, copy=False)
 

@@ -59,7 +59,7 @@ def _messages(run: Run) -> Columns:
     table = run.messages
     result: Columns = {name: table[name] for name in table.dtype.names or ()}
     result["client"] = np.array(run.clients, object)[table["client"]]
-    for name in ("direction", "mask_mode"):
+    for name in {"direction", "mask_mode", "coding"} & set(result):
         result[name] = table[name].astype(str).astype(object)
     return result
 

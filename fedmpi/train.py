@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 
 import fedmpi
 from fedmpi import logbook, run_folder
-from fedmpi.comm import Meter, Patience, Ranks, Reduce, Scatter, agree, check_one_world, check_same, gather_rows
+from fedmpi.comm import (
+    Meter,
+    Patience,
+    Ranks,
+    Reduce,
+    Scatter,
+    agree,
+    check_one_world,
+    check_same,
+    gather_rows,
+    plan_wire,
+)
 from fedmpi.comm.devices import Seat, check_sharing, choose_device, node_place, seats
 from fedmpi.config import FEDKLPR, SWITCHES, RunConfig, to_yaml
 from fedmpi.console import CRR_NAMES, View
@@ -79,10 +90,14 @@ def _set_up(comm: MPI.Intracomm, config: RunConfig, view: View) -> tuple[World, 
         for index in ranks.hosted:
             stage.enter(index)
             clients[index] = Client(index, load_data(config, index), learner)
+    w = config.wire
+    wire = plan_wire(ranks, w.values, w.prefer, w.bandwidth_mb_s and 1e6 * w.bandwidth_mb_s, patience)
     segment_bytes = int(c.segment_mb * 1e6)
-    layout, scalars = learner.layout, len(SCALARS)
-    scatter = Scatter(ranks, layout, segment_bytes=segment_bytes, patience=patience, meter=meter)
-    reduce = Reduce(ranks, layout, segment_bytes=segment_bytes, max_scalars=scalars, patience=patience, meter=meter)
+    layout, n = learner.layout, len(SCALARS)
+    scatter = Scatter(ranks, layout, segment_bytes=segment_bytes, patience=patience, meter=meter, wire=wire)
+    reduce = Reduce(
+        ranks, layout, segment_bytes=segment_bytes, max_scalars=n, patience=patience, meter=meter, wire=wire
+    )
     return World(config, ranks, patience, meter, learner, clients, scatter, reduce), names, placed
 
 

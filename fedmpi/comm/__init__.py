@@ -4,7 +4,9 @@ Every function here says whether it is *Collective* (all ranks of the communicat
 """
 
 from fedmpi.comm.agree import agree, control_bytes
+from fedmpi.comm.coding import Wire
 from fedmpi.comm.gather import gather_rows
+from fedmpi.comm.link import plan_wire
 from fedmpi.comm.ranks import SERVER, Ranks, check_one_world, check_same, host_names
 from fedmpi.comm.reduce import Known, Reduce
 from fedmpi.comm.scatter import Address, Parcel, Scatter
@@ -23,10 +25,12 @@ __all__ = [
     "Reduce",
     "Scatter",
     "Traffic",
+    "Wire",
     "agree",
     "check_one_world",
     "check_same",
     "control_bytes",
     "gather_rows",
     "host_names",
+    "plan_wire",
 ]

@@ -14,14 +14,32 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from fedmpi.comm.coding import Wire
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.scatter import check_values
 from fedmpi.comm.segments import segments
 from fedmpi.comm.traffic import Meter, Traffic
-from fedmpi.comm.waiting import Patience
-from fedmpi.sparse import Checksum, Head, Kind, Layout, Mask, decode_head, encode_head, head_bound, values_checksum
+from fedmpi.comm.waiting import Patience, keep_alive
+from fedmpi.sparse import (
+    Checksum,
+    Head,
+    Kind,
+    Layout,
+    Mask,
+    ValueCoding,
+    decode_head,
+    decode_range,
+    encode_head,
+    encode_values,
+    head_bound,
+    rounded,
+    values_bound,
+    values_checksum,
+)
 from fedmpi.sparse.header import Header
-from fedmpi.sparse.kernels import merge_range
+from fedmpi.sparse.kernels import merge_range, pack
+
+Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,8 @@ class Reduce:
         Size of a parameter range when dense, in bytes; any size gives the same bits.
     max_scalars
         How many float64 scalars a head may carry.
+    wire
+        Chooses the coding of the values.
     """
 
     def __init__(
@@ -54,16 +74,33 @@ class Reduce:
         max_scalars: int,
         patience: Patience,
         meter: Meter,
+        wire: Wire = Wire(),  # noqa: B008 - frozen
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
         self._segments = segments(layout.size, segment_bytes)
+        self._coding = wire.coding(reference=True)
         self._open: list[Traffic] = []
+        self._codings: dict[int, ValueCoding] = {}
         self._limit, self._max_scalars = head_bound(layout, max_scalars), max_scalars
 
     @property
     def segments(self) -> int:
         """In how many ranges values travel."""
         return len(self._segments)
+
+    @property
+    def coding(self) -> ValueCoding:
+        """How the values of updates travel; their heads must say so."""
+        return self._coding
+
+    @property
+    def keeps_references(self) -> bool:
+        """Whether what was sent down must be remembered: values are coded against it."""
+        return self._coding == ValueCoding.LOSSLESS_DELTA
+
+    def rounded(self, values: Values) -> Values:
+        """Return what the server will see of ``values``: themselves, unless the coding rounds. *Not collective.*"""
+        return rounded(values, self._coding)
 
     def heads(
         self,
@@ -86,6 +123,7 @@ class Reduce:
             On the server, when a head does not fit layout, round, sender or mask epoch.
         """
         start = time.perf_counter()
+        self._codings = {c: head.coding for c, (head, _) in outgoing.items()}
         encoded = {c: encode_head(head, self._layout, previous) for c, (head, previous) in sorted(outgoing.items())}
         if not self._ranks.is_server:
             sends = [self._ranks.comm.Isend([data, MPI.BYTE], SERVER) for data, _ in encoded.values()]
@@ -98,6 +136,7 @@ class Reduce:
         messages = [Traffic.of(header, start=start - since, seconds=spent) for header in headers]
         if kind is Kind.UPDATE:
             self._open = messages  # the values are still to come
+            self._codings = {c: head.coding for c, head in heads.items()}
         else:
             self._meter.add(messages)
         return heads
@@ -121,20 +160,21 @@ class Reduce:
 
     def merge(
         self,
-        values: Mapping[int, NDArray[np.float32]],
+        values: Mapping[int, Values],
         masks: Mapping[int, Mask],
         heads: Mapping[int, Head],
         weights: Mapping[int, float],
-        theta: NDArray[np.float32] | None,
+        theta: Values | None,
         *,
         skip_pruned: bool = True,
+        references: Mapping[int, Values] | None = None,
     ) -> float:
         """*Collective*. Merge all clients' values into ``theta``, in place, on the server.
 
         Parameters
         ----------
         values
-            Surviving values of each hosted client, ``float32[nnz]``.
+            Surviving values of each hosted client, ``float32[nnz]``, as `rounded` returns them.
         masks
             Masks of this round: of every client on the server, of the hosted ones elsewhere.
         heads, weights
@@ -145,6 +185,9 @@ class Reduce:
             no client holds keep their value.
         skip_pruned
             SAS: leave pruned entries out of the mean. False counts them as zeros.
+        references
+            For hosted clients, what the server sent down: ``float32[N]``, equal to ``theta`` at the client's mask.
+            Lossless values are coded against it; the server decodes each range before the merge overwrites it.
 
         Returns
         -------
@@ -153,24 +196,28 @@ class Reduce:
         Raises
         ------
         WireError
-            On the server, when the checksum of a client's values does not match.
+            On the server, when a client's values do not decode or their checksum does not match.
         """
+        references = references or {}
         if theta is None:
-            self._send_values(values, masks)
+            self._send_values(values, masks, references)
             return 0.0
         begin = time.perf_counter()
         merged = sorted(weights)
         shares = np.array([weights[c] for c in merged], np.float32)
         spent, sums, at = 0.0, dict.fromkeys(self._ranks.clients, Checksum()), dict.fromkeys(self._ranks.clients, 0)
-        for (lo, hi), arrived in zip(self._segments, self._arrivals(values, masks), strict=True):
+        sizes = dict.fromkeys(self._ranks.clients, 0)
+        for (lo, hi), arrived in zip(self._segments, self._arrivals(values, masks, references), strict=True):
             start = time.perf_counter()
-            for c, part in arrived.items():
+            parts = {c: decode_range(data, masks[c], lo, hi, heads[c].coding, theta) for c, data in arrived.items()}
+            for c, part in parts.items():
                 sums[c] = sums[c].combine(values_checksum(part, at[c]))
                 at[c] += part.size
+                sizes[c] += arrived[c].size
             old = theta[lo:hi]
             merge_range(
                 old,
-                [arrived[c] for c in merged],
+                [parts[c] for c in merged],
                 [masks[c] for c in merged],
                 shares,
                 lo,
@@ -182,46 +229,70 @@ class Reduce:
         for c, found in sums.items():
             check_values(found, heads[c], f"the update of client {c}")
         elapsed = time.perf_counter() - begin
-        self._meter.add(replace(message, seconds=message.seconds + elapsed) for message in self._open)
+        self._meter.add(replace(m, seconds=m.seconds + elapsed, values=sizes[m.client]) for m in self._open)
         self._open = []
         return spent
 
-    def _send_values(self, values: Mapping[int, NDArray[np.float32]], masks: Mapping[int, Mask]) -> None:
+    def _encode(
+        self, values: Values, client: int, s: int, masks: Mapping[int, Mask], references: Mapping[int, Values]
+    ) -> NDArray[np.uint8]:
+        """Return range ``s`` of a hosted client's update, whose values are ``values``."""
+        reference = references.get(client)
+        coding = self._codings[client]
+        if reference is None or coding != ValueCoding.LOSSLESS_DELTA:
+            return encode_values(values, coding)
+        return encode_values(values, coding, pack(reference, masks[client], *self._segments[s]))
+
+    def _send_values(
+        self, values: Mapping[int, Values], masks: Mapping[int, Mask], references: Mapping[int, Values]
+    ) -> None:
         comm, at, sends = self._ranks.comm, dict.fromkeys(sorted(values), 0), []
-        for lo, hi in self._segments:
+        for s, (lo, hi) in enumerate(self._segments):
             for c, done in at.items():
                 count = masks[c].count(lo, hi)
                 if count:
-                    sends.append(comm.Isend(values[c][done : done + count], SERVER))
+                    data = self._encode(values[c][done : done + count], c, s, masks, references)
+                    sends.append(comm.Isend([data, MPI.BYTE], SERVER))
                     at[c] = done + count
         self._patience.wait_all(sends, "the server to take the updates")
 
     def _arrivals(
-        self, values: Mapping[int, NDArray[np.float32]], masks: Mapping[int, Mask]
-    ) -> Iterator[dict[int, NDArray[np.float32]]]:
+        self, values: Mapping[int, Values], masks: Mapping[int, Mask], references: Mapping[int, Values]
+    ) -> Iterator[dict[int, NDArray[np.uint8]]]:
         """Yield every client's values range by range; the next range arrives while the caller works on this one."""
         at = dict.fromkeys(values, 0)
-        arriving = self._post(0, masks, values, at)
+        arriving = self._post(0, masks, values, references, at)
         for s in range(len(self._segments)):
-            following = self._post(s + 1, masks, values, at)
-            for client, (_, request) in arriving.items():
-                if request is not None:
-                    host = self._ranks.hosts[client]
-                    self._patience.wait(request, f"the values of client {client} on rank {host}")
-            yield {client: part for client, (part, _) in arriving.items()}
+            following = self._post(s + 1, masks, values, references, at)
+            arrived = {}
+            for client, (buffer, request) in arriving.items():
+                what = f"the values of client {client} on rank {self._ranks.hosts[client]}"
+                size = self._patience.wait_bytes([request], what)[0] if request is not None else buffer.size
+                arrived[client] = buffer[:size]
+            try:
+                yield arrived
+            except GeneratorExit:
+                keep_alive(following.values())
+                raise
             arriving = following
 
     def _post(
-        self, s: int, masks: Mapping[int, Mask], values: Mapping[int, NDArray[np.float32]], at: dict[int, int]
-    ) -> dict[int, tuple[NDArray[np.float32], MPI.Request | None]]:
+        self,
+        s: int,
+        masks: Mapping[int, Mask],
+        values: Mapping[int, Values],
+        references: Mapping[int, Values],
+        at: dict[int, int],
+    ) -> dict[int, tuple[NDArray[np.uint8], MPI.Request | None]]:
         """Start receiving range ``s`` of every client; the clients of this rank are read in place."""
-        posted: dict[int, tuple[NDArray[np.float32], MPI.Request | None]] = {}
+        posted: dict[int, tuple[NDArray[np.uint8], MPI.Request | None]] = {}
         for c in self._ranks.clients if s < len(self._segments) else ():
             count = masks[c].count(*self._segments[s])
             if c in values:
-                posted[c] = values[c][at[c] : at[c] + count], None
+                posted[c] = self._encode(values[c][at[c] : at[c] + count], c, s, masks, references), None
                 at[c] += count
             else:
-                buffer = np.empty(count, np.float32)
-                posted[c] = buffer, self._ranks.comm.Irecv(buffer, self._ranks.hosts[c]) if count else None
+                buffer = np.empty(values_bound(self._codings[c], count), np.uint8)
+                request = self._ranks.comm.Irecv([buffer, MPI.BYTE], self._ranks.hosts[c]) if count else None
+                posted[c] = buffer, request
         return posted

@@ -47,12 +47,13 @@ class Traffic:
     scalars: int
     dense: int
     mask_mode: int
+    coding: int
     start: float
     seconds: float
 
     @classmethod
-    def of(cls, header: Header, *, start: float, seconds: float) -> Self:
-        """Return the record of a message from its header."""
+    def of(cls, header: Header, *, start: float, seconds: float, values: int = 0) -> Self:
+        """Return the record of a message from its header and the bytes of its values, as far as they are known."""
         buffers, scalars = 4 * header.buffers, 8 * header.scalars
         whole = header.kind not in NEVER_DENSE
         return cls(
@@ -61,11 +62,12 @@ class Traffic:
             direction=DIRECTIONS[Kind(header.kind)],
             header=HEADER_SIZE,
             mask=header.mask_bytes,
-            values=header.value_bytes,
+            values=values or header.value_bytes,
             buffers=buffers,
             scalars=scalars,
             dense=HEADER_SIZE + buffers + scalars + 4 * header.size if whole else 0,
             mask_mode=header.mask_mode,
+            coding=header.coding,
             start=start,
             seconds=seconds,
         )

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from mpi4py import MPI
@@ -76,6 +77,17 @@ class Patience:
             keep_alive(requests)
             raise
         requests.clear()
+
+    def wait_bytes(self, requests: list[MPI.Request], what: str) -> list[int]:
+        """Return how many bytes each receive brought, once all are complete. *Not collective.*"""
+        statuses = [MPI.Status() for _ in requests]
+        try:
+            for request, status in zip(requests, statuses, strict=True):
+                self.until(partial(request.Test, status), what)
+        except RankFailure:
+            keep_alive(requests)
+            raise
+        return [status.Get_count(MPI.BYTE) for status in statuses]
 
     def receive_bytes(self, comm: MPI.Intracomm, source: int, limit: int, what: str) -> NDArray[np.uint8]:
         """Receive the next message from ``source``, of unknown length; refuse more than ``limit`` bytes unread.

@@ -1,7 +1,7 @@
 """The description of a run: frozen models of every key, loading with all mistakes at once, digest, reference page.
 
 A run description is a YAML file of sections and keys; every key has a default, a unit and a source where it is declared
-(``data.py``, ``training.py``, ``method.py``, ``system.py``), and docs/configuration.md is generated from them.
+(``data.py``, ``training.py``, ``method.py``, ``system.py``, ``wire.py``); docs/configuration.md is generated from them.
 """
 
 from fedmpi.config.baselines import (
@@ -27,6 +27,7 @@ from fedmpi.config.training import (
     LossConfig,
     ModelConfig,
 )
+from fedmpi.config.wire import WireConfig
 
 __all__ = [
     "FEDKLPR",
@@ -57,6 +58,7 @@ __all__ = [
     "SasConfig",
     "SubfedavgConfig",
     "SyntheticConfig",
+    "WireConfig",
     "builtin_config_dir",
     "builtin_names",
     "load_config",

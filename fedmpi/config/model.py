@@ -33,6 +33,7 @@ from fedmpi.config.method import (
 )
 from fedmpi.config.system import CommConfig, ComputeConfig, EvaluationConfig, RecordConfig, RunSection
 from fedmpi.config.training import ClusteringConfig, FederationConfig, LocalConfig, LossConfig, ModelConfig
+from fedmpi.config.wire import WireConfig
 
 
 class RunConfig(Section):
@@ -68,6 +69,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     compute: ComputeConfig = ComputeConfig()
     comm: CommConfig = CommConfig()
+    wire: WireConfig = WireConfig()
     record: RecordConfig = RecordConfig()
 
     @model_validator(mode="before")

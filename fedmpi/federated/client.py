@@ -40,13 +40,15 @@ class ClientState:
 
     ``labels`` are the clusters of its training images at the end of the last training, ``int64[n]``; stage 2 of CRR
     judges the next model by them. ``model`` is its own one, (theta ``float32[N]``, buffers ``float32[B]``), where
-    methods exchange none.
+    methods exchange none. ``reference`` is what it received last, ``float32[N]``: at its mask equal to the server's
+    ``previous``, and None exactly when that is.
     """
 
     history: MaskHistory
     crr: CrrState = field(default_factory=CrrState)
     labels: NDArray[np.int64] | None = None
     model: Flat | None = None
+    reference: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ class Client:
 
     def recover(self, state: ClientState, received: Received, parcel: Parcel) -> Received:
         """Fill the positions that the mask of the last good round gives back; ``state`` is the one before recovery."""
-        given = np.empty_like(received.theta)
-        expand(parcel.values, state.history.lost, 0, given.size, given)
-        return replace(received, theta=received.theta + given)
+        theta = received.theta.copy()
+        theta[state.history.lost.to_bool()] = parcel.values
+        return replace(received, theta=theta)
 
     def train(
         self, state: ClientState, received: Received, round: int, log: Measurements

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmpi.comm import Address, Direction, Known, agree, control_bytes
 from fedmpi.federated.alone import run_alone
@@ -44,7 +45,8 @@ def _deliver(
     world: World, state: State, round: int, logs: Mapping[int, Measurements], clock: Clock
 ) -> tuple[State, dict[int, Received]]:
     """Downlink, and CRR's stage 2: the clients judge what they got, and fetch what they need back."""
-    addresses = {c: Address(h.mask, h.epoch) for c, h in state.histories().items()}
+    references = state.references()
+    addresses = {c: Address(h.mask, h.epoch, references[c]) for c, h in state.histories().items()}
     now = clock.start
     parcels = world.scatter(Kind.MODEL, round, addresses, source(state), since=clock.start)
     now = clock.lap("downlink", now)
@@ -60,6 +62,9 @@ def _deliver(
     if world.method.sparsity.recovers:
         state, received = _recover(world, state, received, round, clock)
         clock.lap("downlink", now)
+    if world.reduce.keeps_references:
+        clients = {c: replace(s, reference=received[c].theta) for c, s in state.clients.items()}
+        state = replace(state, clients=clients)
     return state, received
 
 
@@ -113,7 +118,8 @@ def _train(
     with agree(world.ranks, "local training", world.patience) as stage:
         for c, client in world.clients.items():
             stage.enter(c)
-            clients[c], updates[c] = client.train(clients[c], received[c], round, logs[c])
+            clients[c], update = client.train(clients[c], received[c], round, logs[c])
+            updates[c] = replace(update, values=world.reduce.rounded(update.values))
     world.meter.control += control_bytes(world.ranks)
     clock.lap("local", now)
     return replace(state, clients=clients), updates
@@ -138,16 +144,26 @@ def _aggregate(
     server = state.server
     theta = server.theta if server is not None else None
     weights = dict(zip(selection.merged, selection.weights.weight, strict=True)) if selection is not None else {}
-    values = {c: u.values for c, u in updates.items()}
+    previous = theta.copy() if theta is not None and world.reduce.keeps_references else None
+    values, references = {c: u.values for c, u in updates.items()}, _uplink_references(state, updates)
     clock.seconds["merge"] = world.reduce.merge(
-        values, masks, heads, weights, theta, skip_pruned=world.method.sparsity.skips
+        values, masks, heads, weights, theta, skip_pruned=world.method.sparsity.skips, references=references
     )
     if server is not None and selection is not None:
         buffers = mean_buffers([heads[c] for c in selection.merged], selection.weights.weight)
-        state = replace(state, server=replace(server, buffers=buffers))
+        state = replace(state, server=replace(server, buffers=buffers, previous=previous))
     after = {c: h.pruned(masks[c]) for c, h in state.histories().items()}
     clock.lap("uplink", now)
     return state.with_histories(after), selection, masks
+
+
+def _uplink_references(state: State, updates: Mapping[int, Update]) -> dict[int, NDArray[np.float32]]:
+    """Return what lossless updates are coded against: what was received, where the update keeps nothing else."""
+    return {
+        c: s.reference
+        for c, s in state.clients.items()
+        if s.reference is not None and not updates[c].mask.difference(s.history.mask).count()
+    }
 
 
 def _update_head(world: World, round: int, client: int, history: MaskHistory, update: Update) -> Head:
@@ -163,6 +179,7 @@ def _update_head(world: World, round: int, client: int, history: MaskHistory, up
         scalars=np.array([named[name] for name in SCALARS]),
         values_checksum=values_checksum(update.values),
         segments=world.reduce.segments,
+        coding=world.reduce.coding,
     )
 
 

@@ -22,12 +22,15 @@ SCALARS = ("divergence", "images", "norm")
 class ServerState:
     """The global model and what is known of every client's mask.
 
-    ``theta`` (``float32[N]``) is owned by the server and overwritten by the merge of the next round.
+    ``theta`` (``float32[N]``) is owned by the server and overwritten by the merge of the next round. ``previous`` is
+    what was sent down last, which every client still has at its mask: lossless values are coded against it. None where
+    they are not, or nobody remembers; then they travel by themselves.
     """
 
     theta: NDArray[np.float32]
     buffers: NDArray[np.float32]
     histories: Mapping[int, MaskHistory]
+    previous: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,12 @@ class State:
         """Return the mask histories that this rank knows: all on the server, the hosted ones elsewhere."""
         return self.server.histories if self.server is not None else {c: s.history for c, s in self.clients.items()}
 
+    def references(self) -> Mapping[int, NDArray[np.float32] | None]:
+        """Return what each client received last, if both ends remember it: ``float32[N]``, valid at its mask."""
+        if self.server is not None:
+            return dict.fromkeys(self.server.histories, self.server.previous)
+        return {c: s.reference for c, s in self.clients.items()}
+
     def with_histories(self, histories: Mapping[int, MaskHistory]) -> "State":
         """Return this state with (some) histories replaced, at both ends alike."""
         clients = {c: replace(s, history=histories.get(c, s.history)) for c, s in self.clients.items()}
@@ -92,6 +98,8 @@ def first_state(world: World) -> State:
     """Return the state before round 0: the untrained model, every mask full."""
     theta, buffers = world.learner.read()
     dense = MaskHistory.dense(world.learner.layout.size)
-    clients = {c: ClientState(dense) for c in world.ranks.hosted}
-    server = ServerState(theta, buffers, dict.fromkeys(world.ranks.clients, dense)) if world.ranks.is_server else None
+    known = theta.copy() if world.reduce.keeps_references else None  # everybody built the same untrained model
+    clients = {c: ClientState(dense, reference=known) for c in world.ranks.hosted}
+    histories = dict.fromkeys(world.ranks.clients, dense)
+    server = ServerState(theta, buffers, histories, known) if world.ranks.is_server else None
     return State(clients, server)

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedmpi.record import schema
-from fedmpi.record.messages import DIRECTIONS, MASK_MODES, MESSAGE_COLUMNS
+from fedmpi.record.messages import CODINGS, DIRECTIONS, MASK_MODES, MESSAGE_COLUMNS
 from fedmpi.record.texts import ROOT_TEXTS
 
 
 def updated(text: str) -> str:
     """Return the document with everything between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` generated anew.
 
-    KeyError for a NAME that is neither a group nor ``messages``, ``directions``, ``mask-modes`` or ``texts``.
+    KeyError for a NAME that is no group, nor ``messages``, ``directions``, ``mask-modes``, ``codings`` or ``texts``.
     """
     parts = {name: _variables(variables) for name, variables in schema.GROUPS.items()}
     parts |= {"messages": _columns(), "directions": _words(DIRECTIONS), "mask-modes": _words(MASK_MODES)}
+    parts |= {"codings": _words(CODINGS)}
     parts |= {"texts": ", ".join(f"`{name}` ({size} bytes)" for name, size in ROOT_TEXTS.items())}
     pattern = r"(<!-- begin ([a-z-]+) -->\n).*?(<!-- end \2 -->)"
     return re.sub(pattern, lambda match: f"{match[1]}{parts[match[2]]}\n{match[3]}", text, flags=re.DOTALL)

@@ -81,7 +81,7 @@ def messages(run: Source) -> "pd.DataFrame":
     rows = run.array("messages/table")
     columns = {name: rows[name] for name in rows.dtype.names or ()}
     columns["client"] = pandas.Categorical.from_codes(rows["client"], list(run.clients))
-    for name in ("direction", "mask_mode"):
+    for name in {"direction", "mask_mode", "coding"} & set(columns):
         columns[name] = pandas.Categorical(rows[name].astype(str))
     frame: pd.DataFrame = pandas.DataFrame(columns)
     return frame

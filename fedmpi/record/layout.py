@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from fedmpi.record import schema
-from fedmpi.record.messages import DIRECTIONS, MASK_MODES, MESSAGE_COLUMNS, MESSAGE_DTYPE
+from fedmpi.record.messages import CODINGS, DIRECTIONS, MASK_MODES, MESSAGE_COLUMNS, MESSAGE_DTYPE
 from fedmpi.record.texts import TEXT, build_root_texts
 
 COMMITTED: Final = "committed_rounds"
@@ -151,6 +151,7 @@ def _build_messages(file: h5py.File, form: Form) -> None:
         table.attrs.update({f"unit_{name}": unit, f"about_{name}": text})
     table.attrs["directions"] = "; ".join(f"{name}: {text}" for name, text in DIRECTIONS.items())
     table.attrs["mask_modes"] = "; ".join(f"{name}: {text}" for name, text in MASK_MODES.items())
+    table.attrs["codings"] = "; ".join(f"{name}: {text}" for name, text in CODINGS.items())
 
 
 def per_round(file: h5py.File) -> dict[str, h5py.Dataset]:

@@ -28,6 +28,14 @@ MASK_MODES: Final[Mapping[str, str]] = {
     "xor": "which entries changed, in either direction",
 }
 
+CODINGS: Final[Mapping[str, str]] = {
+    "raw": "float32",
+    "lossless": "bit-exact, by themselves",
+    "delta": "bit-exact, against values that both ends hold",
+    "bf16": "rounded to bfloat16",
+    "fp16": "rounded to IEEE half precision",
+}
+
 MESSAGE_COLUMNS: Final[Mapping[str, tuple[str, str, str]]] = {
     "round": ("<i4", "1", "round"),
     "client": ("<i4", "1", "index into the client names"),
@@ -42,6 +50,7 @@ MESSAGE_COLUMNS: Final[Mapping[str, tuple[str, str, str]]] = {
     "mask_mode": ("S8", "1", "one of: " + ", ".join(MASK_MODES)),
     "seconds": ("<f8", "s", "transfer time, NaN if not measured"),
     "start": ("<f8", "s", "start of the transfer, seconds since 1970-01-01T00:00:00Z, NaN if not measured"),
+    "coding": ("S8", "1", "how the values travelled, one of: " + ", ".join(CODINGS)),
 }
 """Columns of ``/messages/table``: dtype, unit, meaning."""
 
@@ -50,10 +59,10 @@ MESSAGE_DTYPE: Final = np.dtype([(name, kind) for name, (kind, _, _) in MESSAGE_
 
 
 def empty_messages(rows: int) -> npt.NDArray[np.void]:
-    """Return ``rows`` zeroed message rows with seconds and start NaN and mask mode ``none``, to be filled in."""
+    """Return ``rows`` zeroed message rows, to be filled in: seconds and start NaN, mask mode none, coding raw."""
     table = np.zeros(rows, MESSAGE_DTYPE)
     table["seconds"] = table["start"] = np.nan
-    table["mask_mode"] = b"none"
+    table["mask_mode"], table["coding"] = b"none", b"raw"
     return table
 
 
@@ -67,6 +76,7 @@ def check_messages(messages: npt.NDArray[np.void], round: int, clients: int) -> 
         f"has no client in 0..{clients - 1}": (messages["client"] < 0) | (messages["client"] >= clients),
         f"has a direction other than {', '.join(DIRECTIONS)}": ~np.isin(messages["direction"], _codes(DIRECTIONS)),
         f"has a mask mode other than {', '.join(MASK_MODES)}": ~np.isin(messages["mask_mode"], _codes(MASK_MODES)),
+        f"has a coding other than {', '.join(CODINGS)}": ~np.isin(messages["coding"], _codes(CODINGS)),
         "has a negative section": (sections < 0).any(axis=0),
         "has bytes that are not the sum of its sections": messages["bytes"] != sections.sum(axis=0),
     }

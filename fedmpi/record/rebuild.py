@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Final
 
 import h5py
+import numpy as np
+import numpy.typing as npt
 
 from fedmpi.errors import SchemaError
 from fedmpi.record import layout, schema
 from fedmpi.record.access import names, open_checked, progress, version
+from fedmpi.record.messages import MESSAGE_DTYPE, empty_messages
 from fedmpi.record.storage import replacing
 from fedmpi.record.texts import ROOT_TEXTS, Provenance, root_text, set_root_text, write_provenance
 
@@ -83,4 +86,14 @@ def _copy_rows(source: h5py.Dataset, target: h5py.Dataset, rows: int) -> None:
     row_bytes = max(1, target.dtype.itemsize * int(target.size // max(rows, 1)))
     block = max(1, _COPY_BYTES // row_bytes // chunk) * chunk
     for start in range(0, rows, block):
-        target[start : start + block] = source[start : min(start + block, rows)]
+        target[start : start + block] = _upgraded(source[start : min(start + block, rows)])
+
+
+def _upgraded(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Return message rows with the columns that came with later minor versions; other arrays as they are."""
+    if rows.dtype.names is None or rows.dtype == MESSAGE_DTYPE:
+        return rows
+    table = empty_messages(len(rows))
+    for name in rows.dtype.names:
+        table[name] = rows[name]
+    return table

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 SCHEMA_NAME: Final = "fedmpi-run"
-SCHEMA_VERSION: Final = (1, 0)
+SCHEMA_VERSION: Final = (1, 1)
 """(major, minor): a reader refuses a newer major and ignores what a newer minor adds."""
 
 NO_COUNT: Final = -1
@@ -230,7 +230,7 @@ def _layers() -> list[Variable]:
     """Return what is kept per layer."""
     return [
         Variable("density", _RCL, "f4", "1", "share of the layer's parameters kept after the round", _NAN),
-        Variable("bytes_values", _RCL, "i8", "byte", "uplink bytes of the layer's surviving values", 0),
+        Variable("bytes_values", _RCL, "i8", "byte", "bytes of the layer's surviving values as float32", 0),
     ]
 
 

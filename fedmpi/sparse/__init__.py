@@ -21,9 +21,20 @@ from fedmpi.sparse.message import (
     head_bound,
     peek,
 )
+from fedmpi.sparse.values import (
+    LOSSLESS,
+    ROUNDED,
+    decode_range,
+    decode_values,
+    encode_range,
+    encode_values,
+    rounded,
+    values_bound,
+)
 
 __all__ = [
-    "HEADER_SIZE", "Checksum", "Flag", "Head", "Kind", "Layout", "LayoutTensor", "Mask", "MaskMode",
-    "MaskOutOfStepError", "SectionSizes", "ValueCoding", "decode_head", "decode_mask", "encode_head", "encode_mask",
-    "head_bound", "peek", "values_checksum",
+    "HEADER_SIZE", "LOSSLESS", "ROUNDED", "Checksum", "Flag", "Head", "Kind", "Layout", "LayoutTensor", "Mask",
+    "MaskMode", "MaskOutOfStepError", "SectionSizes", "ValueCoding", "decode_head", "decode_mask", "decode_range",
+    "decode_values", "encode_head", "encode_mask", "encode_range", "encode_values", "head_bound", "peek", "rounded",
+    "values_bound", "values_checksum",
 ]  # fmt: skip

@@ -31,12 +31,12 @@ class Kind(IntEnum):
 
 
 class ValueCoding(IntEnum):
-    """How the values travel; only those in ``IMPLEMENTED`` are accepted by this version."""
+    """How the values travel."""
 
     RAW_F32 = 0
-    LOSSLESS = 1
-    LOSSLESS_DELTA = 2
-    BF16 = 3
+    LOSSLESS = 1  # bit-exact, by themselves
+    LOSSLESS_DELTA = 2  # bit-exact, against what both ends hold at the same places
+    BF16 = 3  # rounded to nearest even
     FP16 = 4
 
 
@@ -48,7 +48,8 @@ class Flag(IntFlag):
     LAST = 4  # no further message of this kind follows in this run
 
 
-IMPLEMENTED = (ValueCoding.RAW_F32,)
+VALUE_BYTES = {ValueCoding.RAW_F32: 4, ValueCoding.BF16: 2, ValueCoding.FP16: 2}
+"""Bytes a value; the parts of lossless values have lengths of their own, and their header says 0."""
 _ALL_FLAGS = int(Flag.RECOVER | Flag.RESYNC | Flag.LAST)
 
 
@@ -131,15 +132,13 @@ class Header:
         _known(Kind, self.kind, "kind")
         _known(ValueCoding, self.coding, "value coding")
         _known(MaskMode, self.mask_mode, "mask mode")
-        if self.coding not in IMPLEMENTED:
-            raise WireError(f"value coding {ValueCoding(self.coding).name} is not implemented in this version")
         if self.flags & ~_ALL_FLAGS:
             raise WireError(f"flags {self.flags:#06x} has unknown bits, known are {_ALL_FLAGS:#06x}")
         if self.layout_hash != layout.hash:
             raise WireError(f"layout hash {self.layout_hash.hex()}, expected {layout.hash.hex()}: different models")
         _expect("size", self.size, layout.size)
         _at_most("nnz", self.nnz, layout.size)
-        _expect("value bytes", self.value_bytes, 4 * self.nnz)
+        _expect("value bytes", self.value_bytes, VALUE_BYTES.get(ValueCoding(self.coding), 0) * self.nnz)
         if self.buffers:
             _expect("buffers", self.buffers, layout.buffer_size)
         _at_most("scalars", self.scalars, max_scalars)

@@ -12,7 +12,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["checksum", "count", "deposit", "expand", "extract", "merge", "pack"]
+from fedmpi.sparse.values_portable import decode_values, encode_values
+
+__all__ = [
+    "checksum", "count", "decode_values", "deposit", "encode_values", "expand", "extract", "merge", "pack",
+]  # fmt: skip
 
 Values = NDArray[np.float32]
 Words = NDArray[np.uint64]

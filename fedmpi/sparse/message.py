@@ -1,7 +1,7 @@
 """Messages: a head of bounded length, then the values in segments.
 
 A head is header (128 bytes), scalars (float64), buffers (float32) and mask section, in this order and without padding.
-The values, float32[nnz], travel apart: the receiver knows their number from the head.
+The nnz values travel apart: the receiver knows their number and coding from the head.
 """
 
 import zlib
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedmpi.errors import WireError
 from fedmpi.sparse.checksum import Checksum
-from fedmpi.sparse.header import HEADER_SIZE, Flag, Header, Kind, ValueCoding
+from fedmpi.sparse.header import HEADER_SIZE, VALUE_BYTES, Flag, Header, Kind, ValueCoding
 from fedmpi.sparse.layout import Layout
 from fedmpi.sparse.mask import Mask
 from fedmpi.sparse.mask_codec import DELTA_MODES, MaskMode, decode_mask, encode_mask
@@ -77,6 +77,8 @@ class Head:
         Of all values of the message (:func:`fedmpi.sparse.checksum.values_checksum`).
     segments
         Number of parts in which the values travel.
+    coding
+        How they travel (:mod:`fedmpi.sparse.values`).
     """
 
     kind: Kind
@@ -90,6 +92,7 @@ class Head:
     flags: int = 0
     values_checksum: Checksum = field(default_factory=Checksum)
     segments: int = 1
+    coding: ValueCoding = ValueCoding.RAW_F32
 
     @property
     def nnz(self) -> int:
@@ -121,7 +124,7 @@ def encode_head(head: Head, layout: Layout, previous: Mask | None) -> tuple[NDAr
     payload = scalars + buffers + section
     header = Header(
         kind=head.kind,
-        coding=ValueCoding.RAW_F32,
+        coding=head.coding,
         mask_mode=mode,
         flags=head.flags,
         segments=head.segments,
@@ -132,7 +135,7 @@ def encode_head(head: Head, layout: Layout, previous: Mask | None) -> tuple[NDAr
         size=layout.size,
         nnz=head.nnz,
         mask_bytes=len(section),
-        value_bytes=4 * head.nnz,
+        value_bytes=VALUE_BYTES.get(head.coding, 0) * head.nnz,
         buffers=head.buffers.size,
         scalars=head.scalars.size,
         values_xor=head.values_checksum.xor64,
@@ -212,6 +215,7 @@ def decode_head(
         flags=header.flags,
         values_checksum=Checksum(header.values_xor, header.values_sum),
         segments=header.segments,
+        coding=ValueCoding(header.coding),
     )
 
 

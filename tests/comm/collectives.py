@@ -14,14 +14,15 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from fedmpi.comm import Address, Direction, Known, Meter, Patience, Ranks, Reduce, Scatter, gather_rows
+from fedmpi.comm import Address, Direction, Known, Meter, Patience, Ranks, Reduce, Scatter, Wire, gather_rows, plan_wire
 from fedmpi.comm.ranks import check_same, host_names, place
 from fedmpi.errors import LaunchError
-from fedmpi.sparse import Head, Kind, Layout, Mask, values_checksum
+from fedmpi.sparse import Head, Kind, Layout, Mask, ValueCoding, rounded, values_checksum
 
 CLIENTS = 4
 SEGMENT_BYTES = (256, 4096, 1 << 20)
 PATIENCE = Patience(deadline=60.0)
+RAW = Wire()
 torch.set_num_threads(1)
 
 
@@ -84,11 +85,16 @@ def check_meter(ranks: Ranks, meter: Meter, direction: Direction, round: int, ca
         assert m.total == m.header + m.values + m.buffers + m.scalars + m.mask
 
 
-def exchange(ranks: Ranks, case: Case, segment_bytes: int, turn: int, weights: dict[int, float], skip: bool):
+def exchange(
+    ranks: Ranks, case: Case, segment_bytes: int, turn: int, weights: dict[int, float], skip: bool, wire: Wire = RAW
+):
     """Send heads and values up; return the merged vector, the heads and the meter of the server."""
     meter = Meter()
-    reduce = Reduce(ranks, LAYOUT, segment_bytes=segment_bytes, max_scalars=2, patience=PATIENCE, meter=meter)
+    reduce = Reduce(
+        ranks, LAYOUT, segment_bytes=segment_bytes, max_scalars=2, patience=PATIENCE, meter=meter, wire=wire
+    )
     full = Mask.full(N)
+    values = {c: reduce.rounded(case.values[c]) for c in ranks.hosted}
     outgoing = {
         c: (
             Head(
@@ -100,8 +106,9 @@ def exchange(ranks: Ranks, case: Case, segment_bytes: int, turn: int, weights: d
                 mask=case.masks[c],
                 buffers=case.client_buffers[c],
                 scalars=np.array([c + 0.5, -c]),
-                values_checksum=values_checksum(case.values[c]),
+                values_checksum=values_checksum(values[c]),
                 segments=reduce.segments,
+                coding=reduce.coding,
             ),
             full,
         )
@@ -110,11 +117,12 @@ def exchange(ranks: Ranks, case: Case, segment_bytes: int, turn: int, weights: d
     known = {c: Known(full, 7) for c in ranks.clients} if ranks.is_server else {}
     jitter(ranks, 10 + turn)
     heads = reduce.heads(Kind.UPDATE, turn, outgoing, known, since=time.perf_counter())
-    values = {c: case.values[c] for c in ranks.hosted}
+    references = {c: np.where(case.kept[c], case.old, np.float32(9)) for c in values}
     theta = case.old.copy() if ranks.is_server else None
     masks = {c: head.mask for c, head in heads.items()} if ranks.is_server else {c: case.masks[c] for c in values}
     jitter(ranks, 20 + turn)
-    reduce.merge(values, masks, heads, weights if ranks.is_server else {}, theta, skip_pruned=skip)
+    weights = weights if ranks.is_server else {}
+    reduce.merge(values, masks, heads, weights, theta, skip_pruned=skip, references=references)
     return theta, heads, meter
 
 
@@ -153,6 +161,70 @@ def check_merge(ranks: Ranks, case: Case, digest) -> None:
                 assert untouched.sum() >= 600
                 assert results[0][untouched].tobytes() == case.old[untouched].tobytes()
             digest.update(results[0].tobytes())
+
+
+def check_coded(ranks: Ranks, case: Case) -> None:
+    """Lossless coding changes bytes and no bit; rounding is that of the values, before the sum."""
+    rng = np.random.default_rng(9)
+    for c in range(CLIENTS):  # a training step away from what was sent down
+        case.dense[c] = (case.old * (1 + 1e-4 * rng.standard_normal(N))).astype(np.float32)
+        case.values[c] = case.dense[c][case.kept[c]]
+    weights = {0: 0.5, 1: 0.25, 3: 0.25}
+    merged = {}
+    for coding in ("raw", "lossless", "bf16", "fp16"):
+        theta, _, meter = exchange(ranks, case, 4096, 3, weights, True, Wire(coding))
+        messages, _ = meter.take()
+        if theta is None:
+            continue
+        merged[coding] = theta
+        for m in messages:
+            assert m.values <= {"raw": 4, "lossless": 3.1, "bf16": 2, "fp16": 2}[coding] * case.kept[m.client].sum()
+            assert ValueCoding(m.coding).name.lower().startswith(coding)
+    if ranks.is_server:
+        exact = dict(case.dense)
+        assert merged["lossless"].tobytes() == merged["raw"].tobytes()
+        for name, coding in (("bf16", ValueCoding.BF16), ("fp16", ValueCoding.FP16)):
+            case.dense = {c: rounded(exact[c], coding) for c in range(CLIENTS)}
+            np.testing.assert_allclose(merged[name], masked_mean(case, weights, True), rtol=1e-5, atol=1e-7)
+
+
+def check_coded_downlink(ranks: Ranks, case: Case) -> None:
+    rng = np.random.default_rng(8)
+    before = (case.old * (1 + 1e-3 * rng.standard_normal(N))).astype(np.float32)
+    for coding, reference in (("lossless", None), ("lossless", before), ("lossless", case.old), ("fp16", before)):
+        meter = Meter()
+        scatter = Scatter(ranks, LAYOUT, segment_bytes=4096, patience=PATIENCE, meter=meter, wire=Wire(coding))
+        named = ranks.clients if ranks.is_server else ranks.hosted
+        elsewhere = 0.0 if ranks.is_server else 5.0  # what ends hold at other positions may differ
+        addresses = {
+            c: Address(
+                case.masks[c],
+                5,
+                None if reference is None else np.where(case.kept[c], reference, np.float32(elsewhere)),
+            )
+            for c in named
+        }
+        parcels = scatter(
+            Kind.MODEL, 0, addresses, (case.old, case.buffers) if ranks.is_server else None, since=time.perf_counter()
+        )
+        for c, parcel in parcels.items():
+            expected = case.old[case.kept[c]]
+            expected = expected.astype(np.float16).astype(np.float32) if coding == "fp16" else expected
+            assert parcel.values.tobytes() == expected.tobytes()
+        limit = 2 if coding == "fp16" else 4 if reference is None else 3.3 if reference is before else 0.1
+        for m in meter.take()[0]:
+            assert m.values <= limit * case.kept[m.client].sum()
+
+
+def check_choice(ranks: Ranks) -> None:
+    """All ranks choose alike, whatever each would have measured."""
+    for bandwidth, expected in ((1e3, ValueCoding.LOSSLESS_DELTA), (1e15, ValueCoding.RAW_F32)):
+        wire = plan_wire(ranks, "auto", "time", bandwidth, PATIENCE)
+        assert wire.coding(reference=True) == (expected if ranks.size > 1 else ValueCoding.RAW_F32)
+    everyone = ranks.comm.allgather(plan_wire(ranks, "auto", "time", None, PATIENCE))
+    assert len(set(everyone)) == 1
+    assert ranks.size == 1 or (1e3 < everyone[0].bandwidth < 1e12 and everyone[0].encode > 1e5)
+    assert plan_wire(ranks, "auto", "bytes", None, PATIENCE).coding(reference=False) == ValueCoding.LOSSLESS
 
 
 def check_heads(case: Case, heads: dict[int, Head]) -> None:
@@ -198,7 +270,10 @@ def main() -> None:
         case = Case(seed)
         check_scatter(ranks, case)
         check_merge(ranks, case, digest)
+        check_coded_downlink(ranks, case)
+        check_coded(ranks, case)
     check_gather(ranks)
+    check_choice(ranks)
     ranks.free()
     comm.Barrier()
     if comm.rank == 0:

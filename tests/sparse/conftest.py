@@ -31,7 +31,7 @@ def implementation(request, monkeypatch):
 
         best = module.level()
         module.set_level(request.param)
-    for user in ("fedmpi.sparse.kernels", "fedmpi.sparse.checksum", "fedmpi.sparse.mask"):
+    for user in ("fedmpi.sparse.kernels", "fedmpi.sparse.checksum", "fedmpi.sparse.mask", "fedmpi.sparse.values"):
         monkeypatch.setattr(f"{user}.implementation", lambda: module)
     yield request.param
     if module is not kernels_portable:

@@ -175,3 +175,48 @@ HEADER_FIELDS = [
 
 def reference_header(data):
     return dict(zip(HEADER_FIELDS, HEADER.unpack(bytes(data[:128])), strict=True))
+
+
+def _read_unary(stream, longest):
+    zeros = 0
+    while not stream.bit():
+        zeros += 1
+        assert zeros <= longest
+    return zeros
+
+
+def _ordered(word):
+    return word ^ (0xFFFFFFFF if word >> 31 else 0x80000000)
+
+
+def reference_values(data, old, count):
+    """Decode a lossless record; ``old`` is a list of float32 bit patterns or None, so is the result."""
+    mode = data[0]
+    if mode == 0:
+        return list(struct.unpack(f"<{count}I", data[1:]))
+    if mode == 3:
+        return list(old)
+    exponents = [word >> 23 & 255 for word in old] if mode == 2 else [0] * count
+    held = sorted(set(exponents))
+    table = dict(zip(held, data[1:], strict=False)) if mode == 2 else {0: 24}
+    at = 1 + (len(held) if mode == 2 else 1)
+    widths = [table[e] for e in exponents]
+    low = Bitstream(data[at : at + (sum(widths) + 7) // 8])
+    marks = Bitstream(data[at + (sum(widths) + 7) // 8 :])
+    lows = [sum(low.bit() << i for i in range(width)) for width in widths]
+    quotients = [_read_unary(marks, 24) for _ in range(count)]
+    escaped = [i for i in range(count) if quotients[i] == 24]
+    for i, quotient in zip(
+        escaped, struct.unpack(f"<{len(escaped)}I", data[len(data) - 4 * len(escaped) :]), strict=True
+    ):
+        quotients[i] = quotient
+    words = []
+    for i in range(count):
+        z = (quotients[i] << widths[i]) + lows[i]
+        if mode == 1:
+            rotated = ((data[1] << 24 | 0xFFFFFF) - z) % 2**32
+            words.append(rotated >> 1 | (rotated & 1) << 31)
+        else:
+            order = (_ordered(old[i]) + (-(z + 1) // 2 if z % 2 else z // 2)) % 2**32
+            words.append(order ^ (0x80000000 if order >> 31 else 0xFFFFFFFF))
+    return words

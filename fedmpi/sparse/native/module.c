@@ -11,6 +11,7 @@
 #include "avx2.h"
 #include "avx512.h"
 #include "scalar.h"
+#include "values.h"
 
 static const char *const LEVELS[] = {"scalar", "avx2", "avx512"};
 enum { SCALAR, AVX_2, AVX_512 };
@@ -310,6 +311,78 @@ static PyObject *py_deposit(PyObject *self, PyObject *args) {
     return move_bits(args, 0);
 }
 
+/* Two buffers of as many floats, the second of which may be None. */
+static int get_reference(PyObject *object, Py_buffer *view, size_t n, const uint32_t **bits) {
+    *bits = NULL;
+    if (object == Py_None) return 0;
+    if (get(object, view, 4, 0)) return -1;
+    if (items(view) == n) {
+        *bits = view->buf;
+        return 0;
+    }
+    PyErr_SetString(PyExc_ValueError, "values and reference differ in number");
+    PyBuffer_Release(view);
+    return -1;
+}
+
+static PyObject *py_encode_values(PyObject *self, PyObject *args) {
+    PyObject *objects[3], *result = NULL;
+    Py_buffer values, reference, out;
+    const uint32_t *bits;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOO:encode_values", &objects[0], &objects[1], &objects[2])) return NULL;
+    if (get(objects[0], &values, 4, 0)) return NULL;
+    if (get_reference(objects[1], &reference, items(&values), &bits)) goto release_values;
+    if (get(objects[2], &out, 1, 1)) goto release_reference;
+    const size_t room = 1 + 4 * items(&values) + SLACK;
+    uint32_t *classes = PyMem_Calloc(CONTEXTS * CLASSES, sizeof *classes);
+    uint8_t *spare = PyMem_Malloc(room);
+    if (!classes || !spare) {
+        PyErr_NoMemory();
+    } else if (items(&out) < room) {
+        PyErr_SetString(PyExc_ValueError, "out is too short");
+    } else {
+        size_t size;
+        Py_BEGIN_ALLOW_THREADS;
+        size = encode_values(values.buf, bits, items(&values), out.buf, spare, classes);
+        Py_END_ALLOW_THREADS;
+        result = PyLong_FromSize_t(size);
+    }
+    PyMem_Free(classes);
+    PyMem_Free(spare);
+    PyBuffer_Release(&out);
+release_reference:
+    if (bits) PyBuffer_Release(&reference);
+release_values:
+    PyBuffer_Release(&values);
+    return result;
+}
+
+static PyObject *py_decode_values(PyObject *self, PyObject *args) {
+    PyObject *objects[3], *result = NULL;
+    Py_buffer record, reference, out;
+    const uint32_t *bits;
+    int error;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOO:decode_values", &objects[0], &objects[1], &objects[2])) return NULL;
+    if (get(objects[0], &record, 1, 0)) return NULL;
+    if (get(objects[2], &out, 4, 1)) goto release_record;
+    if (get_reference(objects[1], &reference, items(&out), &bits)) goto release_out;
+    Py_BEGIN_ALLOW_THREADS;
+    error = decode_values(record.buf, items(&record), bits, out.buf, items(&out));
+    Py_END_ALLOW_THREADS;
+    if (error)
+        PyErr_SetString(PyExc_ValueError, VALUE_ERRORS[error]);
+    else
+        result = done(0);
+    if (bits) PyBuffer_Release(&reference);
+release_out:
+    PyBuffer_Release(&out);
+release_record:
+    PyBuffer_Release(&record);
+    return result;
+}
+
 static PyObject *py_level(PyObject *self, PyObject *unused) {
     (void)self;
     (void)unused;
@@ -348,6 +421,8 @@ static PyMethodDef methods[] = {
     {"count", py_count, METH_O, "count(words) -> number of set bits"},
     {"extract", py_extract, METH_VARARGS, "extract(words, select, out)"},
     {"deposit", py_deposit, METH_VARARGS, "deposit(packed, select, out)"},
+    {"encode_values", py_encode_values, METH_VARARGS, "encode_values(values, reference or None, out) -> length"},
+    {"decode_values", py_decode_values, METH_VARARGS, "decode_values(record, reference or None, out)"},
     {"level", py_level, METH_NOARGS, "level() -> the instruction set in use"},
     {"levels", py_levels, METH_NOARGS, "levels() -> those that this machine has, the best last"},
     {"set_level", py_set_level, METH_O, "set_level(name): for tests and measurements"},
