@@ -36,7 +36,7 @@ def implementation() -> ModuleType:
     if wanted == "portable":
         return kernels_portable
     try:
-        return import_module("fedmpi.sparse._native")
+        return _compiled()
     except ImportError as error:
         if wanted == "native":
             raise ConfigError(f"FEDMPI_KERNELS=native, but the extension is not built here: {error}") from error
@@ -49,3 +49,12 @@ def implementations() -> dict[str, ModuleType]:
     with suppress(ImportError):
         found = {"native": import_module("fedmpi.sparse._native"), **found}
     return found
+
+
+def _compiled() -> ModuleType:
+    """Return the extension; ImportError when it was not built, or built from older sources than these."""
+    module = import_module("fedmpi.sparse._native")
+    missing = [name for name in kernels_portable.__all__ if not hasattr(module, name)]
+    if missing:
+        raise ImportError(f"{module.__file__} is of an older version, without {missing[0]}: install fedmpi again")
+    return module

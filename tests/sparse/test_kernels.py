@@ -6,6 +6,7 @@ same mean without rounding to speak of.
 
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -329,3 +330,15 @@ def test_the_extension_refuses_other_objects(call):
     native = pytest.importorskip("fedmpi.sparse._native")
     with pytest.raises(TypeError):
         call(native)
+
+
+def test_an_extension_of_older_sources_is_not_used(monkeypatch):
+    old = types.ModuleType("fedmpi.sparse._native")
+    old.__file__, old.pack = "/lib/_native.so", lambda: None
+    monkeypatch.setitem(sys.modules, "fedmpi.sparse._native", old)
+    monkeypatch.delenv("FEDMPI_KERNELS", raising=False)
+    chosen = backend.implementation.__wrapped__
+    assert chosen() is kernels_portable
+    monkeypatch.setenv("FEDMPI_KERNELS", "native")
+    with pytest.raises(ConfigError, match=r"/lib/_native.so is of an older version, without checksum: install"):
+        chosen()
