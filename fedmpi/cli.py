@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import click
 
 from fedmpi import __version__
 from fedmpi.errors import LaunchError
 from fedmpi.farewell import EXIT_OK, leave
+
+if TYPE_CHECKING:
+    from fedmpi.config import RunConfig
+    from fedmpi.stopping import Stopper
 
 
 class LazyGroup(click.Group):
@@ -60,17 +64,47 @@ def cli() -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/<name>-<time>.")
 @click.option(
+    "--resume",
+    metavar="RUN|auto",
+    help="Go on with the run in folder RUN, or with the newest unfinished one like this (or begin one): auto.",
+)
+@click.option(
     "--progress/--no-progress", default=None, help="Show what is waited for on stderr; default: on a terminal."
 )
-def train(config: str | None, overrides: Sequence[str], out: Path | None, progress: bool | None) -> None:  # noqa: FBT001
+def train(
+    config: str | None,
+    overrides: Sequence[str],
+    out: Path | None,
+    resume: str | None,
+    progress: bool | None,  # noqa: FBT001
+) -> None:
     """Train a federation: CONFIG is a YAML file or the name of a shipped one (default: quickstart).
 
     Rank 0 is the server, the other ranks host the clients; without mpirun one process does everything, with the same
-    result to the bit.
+    result to the bit. SIGUSR1 or SIGTERM stops in good order with exit code 75, to be continued with --resume.
     """
     from fedmpi.config import load_config  # noqa: PLC0415
+    from fedmpi.stopping import Stopper  # noqa: PLC0415
 
+    if resume not in {None, "auto"}:
+        if out is not None:
+            raise click.UsageError("--resume RUN writes into RUN: leave --out away, or give --resume auto")
+        config = config or _config_of(str(resume))
     settings = load_config(config, overrides)
+    with Stopper(settings.checkpoint.grace_s, settings.checkpoint.wall_time_s).listening() as stopper:
+        _train(settings, out, resume, stopper, progress=progress)
+
+
+def _config_of(run: str) -> str:
+    """Return the configuration file of a run folder; ``ConfigError`` when it is none."""
+    from fedmpi import run_folder  # noqa: PLC0415
+
+    return str(run_folder.reopen(Path(run)).config)
+
+
+def _train(
+    settings: "RunConfig", out: Path | None, resume: str | None, stopper: "Stopper", *, progress: bool | None
+) -> None:
     fix_environment(settings.compute.threads)
     MPI = load_mpi()  # noqa: N806 - the name that everybody knows it by
 
@@ -78,7 +112,8 @@ def train(config: str | None, overrides: Sequence[str], out: Path | None, progre
     from fedmpi.train import train as run  # noqa: PLC0415
 
     comm = MPI.COMM_WORLD
-    run(comm, settings, out, View(progress=progress if comm.rank == 0 else False))
+    view = View(progress=progress if comm.rank == 0 else False)
+    run(comm, settings, out, view, resume=resume, stopper=stopper)
 
 
 def fix_environment(threads: int) -> None:

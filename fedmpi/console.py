@@ -56,6 +56,16 @@ class View:
         self._print(Text(head, style="bold"))
         self._print(f"     --      --      -- {percent(mean_map):>6}  {percent(rank1):>6}  untrained model")
 
+    def nothing_to_do(self, folder: Path, rounds: int) -> None:
+        """Say that a run to be resumed was finished before."""
+        self._out.print(
+            f"{folder}/ is finished: all {rounds} rounds are done, nothing is left to resume", soft_wrap=True
+        )
+
+    def resumed(self, rounds: int) -> None:
+        """Say after how many rounds the run goes on."""
+        self._print(f"     --      --      --     --      --  resumed after round {rounds}")
+
     def begin(self, round: int) -> None:
         """Note which round the waiting belongs to."""
         self._round = round

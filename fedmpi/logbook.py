@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedmpi.comm import Direction, Traffic
 from fedmpi.federated.round import RoundResult
-from fedmpi.record import MESSAGE_DTYPE, empty_messages
+from fedmpi.record import MESSAGE_DTYPE, Run, empty_messages
 from fedmpi.sparse import Layout, Mask, MaskMode, ValueCoding
 
 DIRECTION_NAMES = {
@@ -146,6 +146,29 @@ class Totals:
     def saved(self) -> float:
         """Share of the dense bytes that was not sent; 0 before anything was."""
         return 1 - (self.up + self.down) / self.dense if self.dense else 0.0
+
+
+def totals(messages: NDArray[np.void]) -> Totals:
+    """Return the running sums after the messages of a run file's table."""
+    evaluated = messages["direction"] == DIRECTION_NAMES[Direction.EVALUATE]
+    paid = messages[~evaluated]
+    up = np.isin(paid["direction"], [DIRECTION_NAMES[d] for d in (Direction.UP, Direction.REQUEST)])
+    sums = Totals(
+        up=int(paid["bytes"][up].sum()),
+        down=int(paid["bytes"][~up].sum()),
+        dense=int(paid["dense_bytes"].sum()),
+        evaluation=int(messages["bytes"][evaluated].sum()),
+    )
+    for client in np.unique(paid["client"]).tolist():
+        own = paid[paid["client"] == client]
+        sums.client_bytes[client] = int(own["bytes"].sum())
+        sums.client_dense[client] = int(own["dense_bytes"].sum())
+    return sums
+
+
+def last_scores(run: Run) -> dict[str, NDArray[np.float64]]:
+    """Return what the summary takes from the last committed round of a run file, ``float64[clients]`` by name."""
+    return {name: run[f"clients/{name}"][-1] for name in ("map", "rank1", "density", "global_map", "global_rank1")}
 
 
 def sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints; absent before the first and once the run is finished."""
+        return self.path / "checkpoints"
+
+    @property
     def global_model(self) -> Path:
         """The final global model."""
         return self.path / "global.safetensors"
@@ -55,14 +61,48 @@ def create(name: str, out: Path | None) -> RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         path = path if out else _unused(path)
         path.mkdir(exist_ok=out is not None)
-        if any(path.iterdir()):
+        if not _is_unused(path):
             message = f"{path} is not empty; a run never overwrites another: choose a new --out"
             raise ConfigError(message)
-        (path / "clients").mkdir()
+        (path / "clients").mkdir(exist_ok=True)
     except OSError as error:
         message = f"cannot make the run folder {path}: {error.strerror}; choose another --out"
         raise ConfigError(message) from error
     return RunFolder(path)
+
+
+def _is_unused(path: Path) -> bool:
+    """Return whether a folder holds nothing, or only what a run leaves that was killed while it made its folder."""
+    return all(
+        (item.name == "clients" and item.is_dir() and not any(item.iterdir())) or item.name.startswith(".config.yaml.")
+        for item in path.iterdir()
+    )
+
+
+def reopen(path: Path) -> RunFolder:
+    """Return the folder of a run that has begun.
+
+    Raises
+    ------
+    ConfigError
+        When there is none.
+    """
+    if not (path / "config.yaml").is_file():
+        reason = "holds no config.yaml" if path.is_dir() else "is no folder"
+        message = f"{path} {reason}: not a run that can be resumed (--resume takes a run folder, or auto)"
+        raise ConfigError(message)
+    return RunFolder(path)
+
+
+def begun(name: str, out: Path | None) -> list[RunFolder]:
+    """Return the runs that may be continued, newest first: the one in ``out``, or those in ``runs/<name>-<time>``."""
+    if out is not None:
+        paths = [out]
+    else:
+        pattern = re.compile(re.escape(name) + r"-(\d{8}T\d{6})(?:-(\d+))?")
+        named = [(m[1], int(m[2] or 1), p) for p in Path("runs").glob("*") if (m := pattern.fullmatch(p.name))]
+        paths = [path for *_, path in sorted(named, reverse=True)]
+    return [RunFolder(path) for path in paths if (path / "config.yaml").is_file()]
 
 
 def _unused(path: Path) -> Path:

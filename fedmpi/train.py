@@ -1,20 +1,20 @@
 """The loop over rounds: joins ranks, clients, record and console into one run."""
 
+import json
+import math
 import time
-from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-import safetensors.torch
 import torch
 from mpi4py import MPI
-from numpy.typing import NDArray
 
 import fedmpi
-from fedmpi import logbook, run_folder
+from fedmpi import logbook, run_folder, snapshot
 from fedmpi.comm import (
     Meter,
     Patience,
@@ -26,6 +26,8 @@ from fedmpi.comm import (
     check_same,
     gather_rows,
     plan_wire,
+    same_number,
+    same_text,
 )
 from fedmpi.comm.devices import Seat, check_sharing, choose_device, node_place, seats
 from fedmpi.config import FEDKLPR, SWITCHES, RunConfig, to_yaml
@@ -36,123 +38,181 @@ from fedmpi.federated.learner import Learner, deterministic
 from fedmpi.federated.measurements import Measurements
 from fedmpi.federated.round import RoundResult, State, World, first_state, gather_logs, run_round
 from fedmpi.federated.server import SCALARS
+from fedmpi.journal import Journal, Scores
 from fedmpi.logbook import Totals
 from fedmpi.pruning import Decision
-from fedmpi.record import RunWriter, collect
-from fedmpi.record.schema import variables
+from fedmpi.record import collect
 from fedmpi.reid.datasets import client_names
 from fedmpi.reid.protocol import STANDARD, Protocol
+from fedmpi.resume import Start, choose
 from fedmpi.run_folder import RunFolder
 from fedmpi.sparse import kernels
+from fedmpi.stopping import Stopper
 
 
-def train(comm: MPI.Intracomm, config: RunConfig, out: Path | None, view: View) -> dict[str, object] | None:
+def train(
+    comm: MPI.Intracomm,
+    config: RunConfig,
+    out: Path | None,
+    view: View,
+    *,
+    resume: str | None = None,
+    stopper: Stopper | None = None,
+) -> dict[str, object] | None:
     """*Collective*. Run a whole federated training; return the summary on rank 0, None elsewhere.
 
     The order of a run::
 
-        check that all ranks mean the same world; place clients; choose devices
+        check that all ranks mean the same world; place clients; find the run to resume; choose devices
         load the hosted clients' data; build the untrained model
         rank 0: make the run folder, open the run file
-        evaluate the untrained model on every client
-        for each round: run_round; rank 0: commit it to the run file, print its line
-        rank 0: write the final models and summary.json
+        evaluate the untrained model on every client, or restore the checkpoint
+        for each round: run_round; rank 0: commit it to the run file, print its line; write a checkpoint when due
+        rank 0: write the final models and summary.json, remove the checkpoints
+
+    Parameters
+    ----------
+    resume
+        A run folder, or ``auto``: see `fedmpi.resume`. A finished run is left as it is.
+    stopper
+        Says when to stop early; by default never.
 
     Raises
     ------
+    Stopped
+        On every rank, when the stopper wanted it on one.
     FedmpiError
         Expected failures, on every rank: the rank that failed raises its own error, the others RankFailure.
     """
     check_one_world(comm.size)
-    check_same(comm, configuration=config.digest(), fedmpi=fedmpi.__version__, torch=torch.__version__)
-    start = time.perf_counter()
-    with deterministic(config):
-        world, names, placed = _set_up(comm, config, view)
-        try:
-            return _run(world, names, placed, out, view, start)
-        finally:
-            world.ranks.free()
-
-
-def _set_up(comm: MPI.Intracomm, config: RunConfig, view: View) -> tuple[World, tuple[str, ...], list[Seat]]:
-    """*Collective*. Place the clients, choose devices, load data and build the plans."""
+    digests = {"configuration": config.digest(), "fedmpi": fedmpi.__version__, "torch": torch.__version__}
+    check_same(comm, **digests, resume=str(resume))
+    begun = time.perf_counter()
+    stopper = stopper or Stopper(math.inf, environment={})
     names = client_names(config.data, config.run.seed)
-    ranks, meter = Ranks.create(comm, len(names)), Meter()
+    ranks = Ranks.create(comm, len(names))
     c = config.comm
-    patience = Patience(1e-6 * c.poll_min_us, 1e-6 * c.poll_max_us, c.deadline_s, view.waiting)
+    patience = Patience(
+        1e-6 * c.poll_min_us, 1e-6 * c.poll_max_us, c.deadline_s, view.waiting, interrupt=stopper.interrupt
+    )
+    try:
+        start = choose(ranks, patience, config, out, resume)
+        if start.finished:
+            return _say_finished(start, view)
+        with deterministic(config):
+            world, placed = _set_up(ranks, patience, config, stopper)
+            return _run(world, names, placed, out, start, view, stopper, begun)
+    finally:
+        ranks.free()
+
+
+def _say_finished(start: Start, view: View) -> dict[str, object] | None:
+    """Return the summary of a run that was finished before; *not collective*."""
+    if start.folder is None:
+        return None
+    view.nothing_to_do(start.folder.path, start.rounds)
+    summary: dict[str, object] = json.loads(start.folder.summary.read_text())
+    return summary
+
+
+def _set_up(ranks: Ranks, patience: Patience, config: RunConfig, stopper: Stopper) -> tuple[World, list[Seat]]:
+    """*Collective*. Choose devices, load data and build the plans."""
+    meter = Meter()
     place, _ = node_place(ranks)
     with agree(ranks, "choosing devices", patience):
         device = choose_device(config.compute.device, ranks, place)
     placed = seats(ranks, device)
     with agree(ranks, "loading data", patience) as stage:
-        learner = Learner(config, device)
+        learner = Learner(config, device, stopper.interrupt)
         clients = {}
         for index in ranks.hosted:
             stage.enter(index)
             clients[index] = Client(index, load_data(config, index), learner)
     w = config.wire
     wire = plan_wire(ranks, w.values, w.prefer, w.bandwidth_mb_s and 1e6 * w.bandwidth_mb_s, patience)
-    segment_bytes = int(c.segment_mb * 1e6)
+    segment_bytes = int(config.comm.segment_mb * 1e6)
     layout, n = learner.layout, len(SCALARS)
     scatter = Scatter(ranks, layout, segment_bytes=segment_bytes, patience=patience, meter=meter, wire=wire)
     reduce = Reduce(
         ranks, layout, segment_bytes=segment_bytes, max_scalars=n, patience=patience, meter=meter, wire=wire
     )
-    return World(config, ranks, patience, meter, learner, clients, scatter, reduce), names, placed
+    return World(config, ranks, patience, meter, learner, clients, scatter, reduce), placed
 
 
 def _run(
-    world: World, names: tuple[str, ...], placed: list[Seat], out: Path | None, view: View, start: float
+    world: World,
+    names: tuple[str, ...],
+    placed: list[Seat],
+    out: Path | None,
+    start: Start,
+    view: View,
+    stopper: Stopper,
+    begun: float,
 ) -> dict[str, object] | None:
     """*Collective*. Evaluate, train round by round, and write down what happened."""
     config, ranks = world.config, world.ranks
     shared = check_sharing(placed, exclusive=config.compute.require_exclusive_gpu)
-    folder: RunFolder | None = None
-    writer: RunWriter | None = None
+    journal: Journal | None = None
     with agree(ranks, "making the run folder", world.patience):
         if ranks.is_server:
-            folder = run_folder.create(config.run.name, out)
-            run_folder.write_whole(folder.config, to_yaml(config).encode())
-            layers = [t.name for t in world.learner.layout.tensors]
-            writer = RunWriter.create(
-                folder.record, names, layers, provenance(world, placed), rounds=config.federation.rounds
-            )
+            journal = Journal.open(config, names, world.learner.layout, provenance(world, placed), out, start)
             warnings = [*config.warnings(), *([shared] if shared else [])]
-            view.started(
-                f"fedmpi {fedmpi.__version__}: {config.run.name}", facts(world, folder), placed, names, warnings
-            )
-    if folder is None or writer is None:
-        _rounds(world, None, view)
-        return _finish(world, None, start)
-    with writer:
-        outcome = _rounds(world, writer, view)
-        summary = _finish(world, (folder, names, *outcome), start)
-    if summary is not None:
-        view.finished(summary, folder.path)
+            title = f"fedmpi {fedmpi.__version__}: {config.run.name}"
+            view.started(title, facts(world, journal.folder), placed, names, warnings)
+    with journal.writer if journal is not None else nullcontext():
+        folder = same_text(ranks, str(journal.folder.path) if journal is not None else None, world.patience)
+        stopper.begin(folder, start.rounds, config.federation.rounds)
+        state = _rounds(world, journal, start, view, stopper)
+        summary = _finish(world, journal, state, start, begun)
+    if journal is not None and summary is not None:
+        journal.forget_checkpoints()
+        view.finished(summary, journal.folder.path)
     return summary
 
 
-Scores = dict[str, NDArray[np.float64]]
-
-
-def _rounds(world: World, writer: RunWriter | None, view: View) -> tuple[State, Scores, Scores, Totals]:
-    """*Collective*. Run all rounds; return the last state and, on the server, scores before and after, and traffic."""
-    config, totals = world.config, Totals()
-    state = first_state(world)
-    before = _baseline(world)
-    last: Scores = {}
-    if writer is not None:
-        writer.baseline({name: before[name] for name in ("map", "rank1", "rank5", "rank10")})
-        view.baseline(logbook.mean(before["map"]), logbook.mean(before["rank1"]), config.federation.rounds)
-    for number in range(config.federation.rounds):
+def _rounds(world: World, journal: Journal | None, start: Start, view: View, stopper: Stopper) -> State:
+    """*Collective*. Run all rounds that are left; return the last state."""
+    rounds = world.config.federation.rounds
+    state = _first_state(world, journal, start)
+    if journal is not None:
+        view.baseline(logbook.mean(journal.before["map"]), logbook.mean(journal.before["rank1"]), rounds)
+        if start.resumed:
+            view.resumed(start.rounds)
+    wish = same_number(world.ranks, stopper.wish(), world.patience) if start.rounds < rounds else 0
+    saved = start.rounds
+    for number in range(start.rounds, rounds):
+        if wish:
+            raise stopper.stopped(wish)
         view.begin(number)
         state, result = run_round(world, state, number)
         with agree(world.ranks, "recording the round", world.patience):
-            if result is not None and writer is not None:
-                _commit(writer, world, result)
-                view.round(*_line(result, totals.add(result.messages), totals))
-                last = result.clients
-    return state, before, last, totals
+            if result is not None and journal is not None:
+                this = journal.commit(result)
+                view.round(*_line(result, this, journal.totals))
+        wish = same_number(world.ranks, stopper.finished_round(), world.patience)
+        if wish or number + 1 == rounds or number + 1 - saved >= world.config.checkpoint.every:
+            saved = _save(world, journal, state, number + 1)
+    return state
+
+
+def _first_state(world: World, journal: Journal | None, start: Start) -> State:
+    """*Collective*. Return the untrained state, with its scores recorded, or that of the checkpoint."""
+    if start.rounds:
+        return snapshot.give(world, start.checkpoint)
+    before = _baseline(world)
+    with agree(world.ranks, "recording the untrained model", world.patience):
+        if journal is not None:
+            journal.baseline(before)
+    return first_state(world)
+
+
+def _save(world: World, journal: Journal | None, state: State, rounds: int) -> int:
+    """*Collective*. Write a checkpoint after ``rounds`` rounds, and return that number."""
+    arrays = snapshot.take(world, state)
+    with agree(world.ranks, "writing the checkpoint", world.patience):
+        if journal is not None and arrays is not None:
+            journal.save(rounds, arrays, snapshot.facts(world.config))
+    return rounds
 
 
 def _baseline(world: World) -> Scores:
@@ -168,17 +228,6 @@ def _baseline(world: World) -> Scores:
     return table or {}
 
 
-def _commit(writer: RunWriter, world: World, result: RoundResult) -> None:
-    layout = world.learner.layout
-    writer.commit(
-        result.round,
-        logbook.round_variables(result),
-        logbook.client_variables(result, list(variables("clients"))),
-        logbook.layer_variables(layout, result.masks),
-        logbook.message_table(result.messages, result.started),
-    )
-
-
 def _line(result: RoundResult, this: Totals, totals: Totals) -> tuple[dict[str, float], dict[str, int]]:
     """Return what the console shows of a round."""
     means = {name: logbook.mean(result.clients[key]) for name, key in (
@@ -190,7 +239,7 @@ def _line(result: RoundResult, this: Totals, totals: Totals) -> tuple[dict[str, 
 
 
 def _finish(
-    world: World, outcome: tuple[RunFolder, tuple[str, ...], State, Scores, Scores, Totals] | None, start: float
+    world: World, journal: Journal | None, state: State, start: Start, begun: float
 ) -> dict[str, object] | None:
     """*Collective*. Write the final models and the summary; the summary comes last and says that the run is whole."""
     memory = psutil.Process().memory_info()
@@ -198,37 +247,21 @@ def _finish(
     rows = gather_rows(world.ranks, {c: np.array([peak]) for c in world.ranks.hosted}, 1, world.patience, world.meter)
     result = None
     with agree(world.ranks, "writing the results", world.patience):
-        if outcome is not None and rows is not None:
-            folder, names, state, before, last, totals = outcome
-            save_models(folder, names, world, state)
+        if journal is not None and rows is not None:
+            journal.save_models(state)
             extra = {
-                "seconds": time.perf_counter() - start,
+                "seconds": time.perf_counter() - begun,
                 "peak_rss_bytes": int(max(peak, rows.max(), memory.rss)),
                 "rounds": world.config.federation.rounds,
+                "resumed_after": start.rounds if start.resumed else None,
                 "ranks": world.ranks.size,
                 "seed": world.config.run.seed,
                 "config_digest": world.config.digest(),
-                "global_sha256": logbook.sha256(folder.global_model),
+                "global_sha256": logbook.sha256(journal.folder.global_model),
             }
-            result = logbook.summary(names, before, last, totals, extra)
-            run_folder.write_json(folder.summary, result)
+            result = logbook.summary(journal.names, journal.before, journal.last, journal.totals, extra)
+            run_folder.write_json(journal.folder.summary, result)
     return result
-
-
-def save_models(folder: RunFolder, names: tuple[str, ...], world: World, state: State) -> None:
-    """Write the global model and every client's personalized one, as safetensors. *Not collective*; server only."""
-    server, layout = state.server, world.learner.layout
-    if server is None:
-        return
-    _save(folder.global_model, layout.state_dict(server.theta, server.buffers))
-    for c, name in enumerate(names):
-        own = state.clients[c].model if c in state.clients else None  # where methods exchange nothing
-        theta, buffers = own or (server.theta * server.histories[c].mask.to_bool(), server.buffers)
-        _save(folder.client_model(name), layout.state_dict(theta, buffers))
-
-
-def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    run_folder.write_whole(path, safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}))
 
 
 def _peak_rss() -> int:

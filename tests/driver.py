@@ -49,6 +49,14 @@ def bug() -> None:
     in_bad_round(fail)
 
 
+def bug_in_the_last_round() -> None:
+    def fail(client, number):
+        if number == client.config.federation.rounds - 1:
+            raise ZeroDivisionError("the injected bug")
+
+    before_training(fail)
+
+
 def quiet_exit() -> None:
     in_bad_round(lambda: sys.exit(0))
 
@@ -176,6 +184,7 @@ def count_bytes() -> None:
 
 ACCIDENTS: dict[str, Callable[[], None]] = {
     "bug": bug,
+    "bug-in-the-last-round": bug_in_the_last_round,
     "quiet-exit": quiet_exit,
     "sleep": sleep,
     "bug-outside": bug_outside,

@@ -4,10 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from mpi4py import MPI
 from torch import nn
 from torch.nn import functional
 
+from fedmpi import train
+from fedmpi.comm import Patience, Ranks
 from fedmpi.config import RunConfig, load_config
+from fedmpi.federated.round import World
+from fedmpi.reid.datasets import client_names
+from fedmpi.stopping import Stopper
 
 CLIENTS = ("prid", "ilids")
 TEXT = """
@@ -54,6 +60,12 @@ def tiny_model(config: RunConfig) -> TinyNet:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
         return TinyNet()
+
+
+def one_process(config: RunConfig) -> World:
+    """Return the world of a run in this process alone; the caller frees its ranks."""
+    ranks = Ranks.create(MPI.COMM_SELF, len(client_names(config.data, config.run.seed)))
+    return train._set_up(ranks, Patience(), config, Stopper(0.0, environment={}))[0]
 
 
 def write_config(folder: Path) -> Path:

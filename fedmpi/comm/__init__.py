@@ -4,6 +4,7 @@ Every function here says whether it is *Collective* (all ranks of the communicat
 """
 
 from fedmpi.comm.agree import agree, control_bytes
+from fedmpi.comm.blobs import gather_blobs, same_number, same_text, scatter_blobs
 from fedmpi.comm.coding import Wire
 from fedmpi.comm.gather import gather_rows
 from fedmpi.comm.link import plan_wire
@@ -30,7 +31,11 @@ __all__ = [
     "check_one_world",
     "check_same",
     "control_bytes",
+    "gather_blobs",
     "gather_rows",
     "host_names",
     "plan_wire",
+    "same_number",
+    "same_text",
+    "scatter_blobs",
 ]

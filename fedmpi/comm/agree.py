@@ -38,10 +38,12 @@ class Stage:
 
     name: str
     notice: Callable[[str], None]
+    interrupt: Callable[[], None]
     client: int | None = None
 
     def enter(self, client: int) -> None:
-        """Begin the work of ``client``."""
+        """Begin the work of ``client``, unless the run is to stop: then raise ``Stopped``."""
+        self.interrupt()
         self.client = client
         self.notice(f"{self.name}: client {client}")
 
@@ -57,7 +59,7 @@ def agree(ranks: Ranks, name: str, patience: Patience) -> Iterator[Stage]:
 
     Errors carry the story that all ranks have heard as a note (PEP 678), so that one rank can tell it for all.
     """
-    stage, error = Stage(name, patience.notice), None
+    stage, error = Stage(name, patience.notice, patience.interrupt), None
     try:
         yield stage
     except (Exception, SystemExit) as caught:  # noqa: BLE001 - whatever it is, the other ranks must hear of it

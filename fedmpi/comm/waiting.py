@@ -21,6 +21,10 @@ def ignore(_: str) -> None:
     """Take no notice."""
 
 
+def never() -> None:
+    """Do not interrupt."""
+
+
 _kept_alive: list[object] = []
 
 
@@ -38,7 +42,8 @@ class Patience:
 
     For the first ``brisk`` seconds a wait gives up the core between two looks but does not sleep: in the middle of a
     transfer the next range is a fraction of that away, and a sleep for each range would cost more than the transfer.
-    ``notice`` is told what is waited for at every look, so that a person can be shown.
+    ``notice`` is told what is waited for at every look, so that a person can be shown. ``interrupt`` is called
+    before the work of every client, and may raise ``Stopped``.
     """
 
     first: float = 50e-6
@@ -46,6 +51,7 @@ class Patience:
     deadline: float = 7200.0
     notice: Callable[[str], None] = ignore
     brisk: float = 2e-3
+    interrupt: Callable[[], None] = never
 
     def until(self, done: Callable[[], bool], what: str | Callable[[], str]) -> None:
         """Return once ``done()`` holds; raise ``RankFailure`` naming ``what`` at the deadline. *Not collective.*"""

@@ -14,11 +14,19 @@ from fedmpi.config.baselines import (
     SubfedavgConfig,
     method_names,
 )
+from fedmpi.config.compare import differences
 from fedmpi.config.data import DataConfig, SyntheticConfig
 from fedmpi.config.load import builtin_config_dir, builtin_names, load_config
 from fedmpi.config.method import CrrConfig, KlawConfig, KllConfig, KlpwaConfig, PrawConfig, PruningConfig, SasConfig
 from fedmpi.config.model import RunConfig, to_yaml
-from fedmpi.config.system import CommConfig, ComputeConfig, EvaluationConfig, RecordConfig, RunSection
+from fedmpi.config.system import (
+    CheckpointConfig,
+    CommConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    RecordConfig,
+    RunSection,
+)
 from fedmpi.config.training import (
     AugmentConfig,
     ClusteringConfig,
@@ -33,6 +41,7 @@ __all__ = [
     "FEDKLPR",
     "SWITCHES",
     "AugmentConfig",
+    "CheckpointConfig",
     "ClusteringConfig",
     "CommConfig",
     "ComputeConfig",
@@ -61,6 +70,7 @@ __all__ = [
     "WireConfig",
     "builtin_config_dir",
     "builtin_names",
+    "differences",
     "load_config",
     "method_names",
     "to_yaml",

@@ -31,7 +31,14 @@ from fedmpi.config.method import (
     PruningConfig,
     SasConfig,
 )
-from fedmpi.config.system import CommConfig, ComputeConfig, EvaluationConfig, RecordConfig, RunSection
+from fedmpi.config.system import (
+    CheckpointConfig,
+    CommConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    RecordConfig,
+    RunSection,
+)
 from fedmpi.config.training import ClusteringConfig, FederationConfig, LocalConfig, LossConfig, ModelConfig
 from fedmpi.config.wire import WireConfig
 
@@ -71,6 +78,7 @@ class RunConfig(Section):
     comm: CommConfig = CommConfig()
     wire: WireConfig = WireConfig()
     record: RecordConfig = RecordConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -92,7 +100,7 @@ class RunConfig(Section):
     def digest(self) -> str:
         """Return the sha256, as 64 hex digits, of every key that can change results or what the ranks exchange.
 
-        Left out are the keys declared ``output_only`` (``run.name``, ``record.flush_rounds``): they only decide where
+        Left out are the keys declared ``output_only`` (``run.name``, ``checkpoint.every``, ...): they only decide where
         and when output is written. The content of the data and weight files does not enter, only their paths.
         """
         content = _without_output_only(self)
@@ -118,6 +126,8 @@ def _without_output_only(section: Section) -> dict[str, Any]:
         value = getattr(section, name)
         if isinstance(value, Section):
             content[name] = _without_output_only(value)
+            if not content[name]:
+                del content[name]
         elif is_output_only(field):
             del content[name]
     return content

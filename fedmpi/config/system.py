@@ -1,4 +1,4 @@
-"""How the run is carried out and looked at: ``run``, ``evaluation``, ``compute``, ``comm``, ``record``."""
+"""How the run is carried out and kept: ``run``, ``evaluation``, ``compute``, ``comm``, ``record``, ``checkpoint``."""
 
 import re
 from collections.abc import Iterator
@@ -167,3 +167,52 @@ class RecordConfig(Section):
     layers: Switch = key(
         default=True, description="Record the density of every layer of every client.", source="fedmpi"
     )
+
+
+class CheckpointConfig(Section):
+    """Checkpoints, from which `fedmpi train --resume` continues, and stopping in time."""
+
+    every: Whole = key(
+        1,
+        "Write a checkpoint after every this many rounds, after the last round and before a stop. After a crash, the "
+        "rounds since the last one are computed again, to the same bits.",
+        source="fedmpi",
+        unit="rounds",
+        ge=1,
+        output_only=True,
+    )
+    keep: Whole = key(
+        2,
+        "Keep the newest this many; an older one is used when a newer one is damaged. None is kept once the run is "
+        "finished.",
+        source="fedmpi",
+        unit="checkpoints",
+        ge=1,
+        le=1000,
+        output_only=True,
+    )
+    grace_s: Number = key(
+        20.0,
+        "After SIGUSR1 or SIGTERM the round may go on for so long; then it is given up before the next local epoch. "
+        "Also the time that is kept free before a time limit.",
+        source="fedmpi",
+        unit="s",
+        ge=0.0,
+        le=1e7,
+        output_only=True,
+    )
+    wall_time_s: Number = key(
+        0.0,
+        "Stop, to be resumed, so that the process ends within this time; 0 = no limit. SLURM's own end time "
+        "(SLURM_JOB_END_TIME) counts where it is set.",
+        source="fedmpi",
+        unit="s",
+        ge=0.0,
+        le=1e9,
+        output_only=True,
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that there is time before the time that is kept free."""
+        if 0 < self.wall_time_s <= self.grace_s:
+            yield "wall_time_s", f"must be more than checkpoint.grace_s = {self.grace_s:g}, got {self.wall_time_s:g}"

@@ -149,7 +149,14 @@ class Client:
         teacher = learner.load_teacher(received.theta, received.buffers)
         last = site.round == self.config.federation.rounds - 1
         task = Task(
-            self.data.train, self.repeats, self.probe.held_out, self.index, site.round, last, self.method.regulariser
+            self.data.train,
+            self.repeats,
+            self.probe.held_out,
+            self.index,
+            site.round,
+            last,
+            self.method.regulariser,
+            learner.between_epochs,
         )
 
         def look(epoch: int) -> None:

@@ -1,6 +1,6 @@
 """The networks of one rank: a model that the hosted clients use in turn, and a frozen teacher beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,10 +26,15 @@ def initial_model(config: RunConfig) -> ReIDNet:
 
 
 class Learner:
-    """Model and teacher of a rank on its device, moved to and from flat vectors."""
+    """Model and teacher of a rank on its device, moved to and from flat vectors.
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.config = config
+    ``between_epochs`` is called before every local epoch; it may raise to end the training.
+    """
+
+    def __init__(
+        self, config: RunConfig, device: torch.device, between_epochs: Callable[[], None] = lambda: None
+    ) -> None:
+        self.config, self.between_epochs = config, between_epochs
         self.model = initial_model(config).to(device)
         self.teacher = freeze(self.model)
         self.layout = Layout.of(self.model)

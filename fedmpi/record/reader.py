@@ -82,7 +82,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``running`` (also after a kill: nobody was left to change it), ``finished`` or ``failed``."""
+        """``running`` (also after a kill: nobody was left to change it), ``finished``, ``stopped`` or ``failed``."""
         return root_text(self._file, "status")
 
     @property

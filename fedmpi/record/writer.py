@@ -24,7 +24,7 @@ from typing import Final, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from fedmpi.errors import SchemaError
+from fedmpi.errors import SchemaError, Stopped
 from fedmpi.record import layout, rebuild
 from fedmpi.record.access import names
 from fedmpi.record.storage import RecordError, WriterLock, copy_with_room, record_errors, replacing
@@ -43,8 +43,8 @@ def utc_now() -> str:
 class RunWriter:
     """Writes one run file, round by round; made by :meth:`create` or :meth:`reopen`, ended by :meth:`close`.
 
-    Not collective: rank 0 alone has one. As a context manager it closes with status ``finished``, or ``failed`` with
-    the exception's text.
+    Not collective: rank 0 alone has one. As a context manager it closes with status ``finished``, ``stopped`` when the
+    run is to be resumed, or ``failed`` with the exception's text.
     """
 
     def __init__(self, path: Path, lock: WriterLock) -> None:
@@ -164,7 +164,7 @@ class RunWriter:
         with self._writing():
             self._write(rows, messages)
 
-    def close(self, status: Literal["finished", "failed"], error: str | None = None) -> None:
+    def close(self, status: Literal["finished", "stopped", "failed"], error: str | None = None) -> None:
         """End the file: state why, then cut, compress and checksum it; harmless when repeated.
 
         Where there is no room to compress, the file stays as it is, whole, and a warning says so.
@@ -187,6 +187,8 @@ class RunWriter:
         """Close as finished, or as failed with the exception in one line."""
         if error is None:
             self.close("finished")
+        elif isinstance(error, Stopped):
+            self.close("stopped", str(error))
         else:
             self.close("failed", f"{type(error).__name__}: {error}")
 

@@ -48,6 +48,8 @@ class Task:
         The address of all random draws, and whether the last round's schedule applies.
     regulariser
         What keeps the model near the received one, if anything does.
+    between_epochs
+        Called before every local epoch; may raise to end the training.
     """
 
     images: ImageList
@@ -57,6 +59,7 @@ class Task:
     round: int
     last_round: bool
     regulariser: Regulariser | None = None
+    between_epochs: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -112,6 +115,7 @@ def train_local(
     stepper = Stepper(optimizer, scaler, keep)
     report = TrainingReport(np.full(len(task.images), -1, np.int64))
     for epoch in range(config.local.last_round_epochs if task.last_round else config.local.epochs):
+        task.between_epochs()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.local, task.round, epoch, last_round=task.last_round)
         start = time.perf_counter()

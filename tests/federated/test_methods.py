@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import scipy.spatial.distance
 import torch
-from mpi4py import MPI
 
 import fedmpi
-from fedmpi import train as loop
 from fedmpi.comm import Direction
 from fedmpi.config import load_config, method_names
-from fedmpi.console import View
 from fedmpi.errors import ConfigError
 from fedmpi.federated.client import Client, Update
 from fedmpi.federated.composition import build
@@ -22,6 +19,7 @@ from fedmpi.federated.round import first_state, run_round
 from fedmpi.federated.weighting import Cdw, Evidence
 from fedmpi.sparse import Mask, MaskMode
 from tests import mpi
+from tests.tiny import one_process
 
 pytestmark = pytest.mark.usefixtures("tiny_net")
 
@@ -35,7 +33,7 @@ def world(tiny_config):
     made = []
 
     def make(*overrides: str):
-        built, _, _ = loop._set_up(MPI.COMM_SELF, tiny_config(*overrides), View(progress=False))
+        built = one_process(tiny_config(*overrides))
         made.append(built)
         return built
 

@@ -4,15 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mpi4py import MPI
 
-from fedmpi import train as loop
 from fedmpi.comm import Direction
-from fedmpi.console import View
 from fedmpi.federated.client import Client
 from fedmpi.federated.probe import Probe
 from fedmpi.federated.round import first_state, is_due, run_round
 from fedmpi.pruning import Decision
+from tests.tiny import one_process
 
 pytestmark = pytest.mark.usefixtures("tiny_net")
 
@@ -55,7 +53,7 @@ def world(tiny_config):
     made = []
 
     def make(*overrides: str):
-        built, _, _ = loop._set_up(MPI.COMM_SELF, tiny_config(*overrides), View(progress=False))
+        built = one_process(tiny_config(*overrides))
         made.append(built)
         return built
 
