@@ -43,7 +43,7 @@ class Profile:
     extra: int = 0
     views: tuple[int, int] = (2, 2)
     shots: tuple[int, int]
-    test_shots: tuple[int, int] = (2, 3)
+    test_shots: tuple[int, int] = (3, 4)
     long_names: bool = False
     domain: Domain
 
@@ -55,12 +55,12 @@ def _colours(names: str) -> tuple[str, ...]:
 PROFILES: dict[str, Profile] = {
     "Duke": Profile(  # winter campus, many cameras, coats and bags, pale colours
         cameras=8,
-        train=25,
+        train=22,
         test=30,
         extra=4,
         views=(3, 5),
-        shots=(2, 3),
-        test_shots=(1, 2),
+        shots=(3, 5),
+        test_shots=(2, 3),
         long_names=True,
         domain=Domain(
             Wardrobe(
@@ -79,12 +79,12 @@ PROFILES: dict[str, Profile] = {
     ),
     "Market": Profile(  # summer, bright clothes, in front of green
         cameras=6,
-        train=24,
+        train=22,
         test=30,
         extra=4,
         views=(3, 4),
-        shots=(2, 3),
-        test_shots=(1, 2),
+        shots=(3, 5),
+        test_shots=(2, 3),
         long_names=True,
         domain=Domain(
             Wardrobe(
@@ -103,8 +103,8 @@ PROFILES: dict[str, Profile] = {
     "cuhk03-np-detected": Profile(  # indoors, two cameras of very different colour
         cameras=2,
         train=26,
-        test=26,
-        shots=(2, 4),
+        test=32,
+        shots=(4, 6),
         long_names=True,
         domain=Domain(
             Wardrobe(
@@ -115,17 +115,17 @@ PROFILES: dict[str, Profile] = {
             ),
             walls=_colours("cream silver white brown"),
             floors=_colours("silver brown wine"),
-            cast=0.07,
+            cast=0.05,
             blur=0.5,
-            occlusion=0.3,
+            occlusion=0.12,
         ),
     ),
     "prid": Profile(  # grey street in winter, low contrast, many strangers in the gallery
         cameras=2,
-        train=15,
-        test=20,
-        extra=12,
-        shots=(3, 4),
+        train=16,
+        test=26,
+        extra=18,
+        shots=(5, 7),
         domain=Domain(
             Wardrobe(
                 upper=_colours("black brown navy olive cream wine grey red blue white"),
@@ -144,8 +144,8 @@ PROFILES: dict[str, Profile] = {
     "cuhk01": Profile(  # campus, brick, sharp images
         cameras=2,
         train=22,
-        test=24,
-        shots=(2, 2),
+        test=28,
+        shots=(4, 4),
         domain=Domain(
             Wardrobe(
                 upper=_colours("white black sky orange pink green grey lilac red"),
@@ -163,8 +163,8 @@ PROFILES: dict[str, Profile] = {
     "viper": Profile(  # outdoors, strong sun and shade
         cameras=2,
         train=18,
-        test=24,
-        shots=(2, 2),
+        test=28,
+        shots=(4, 4),
         domain=Domain(
             Wardrobe(
                 upper=_colours("white black blue red grey yellow teal pink brown"),
@@ -174,15 +174,15 @@ PROFILES: dict[str, Profile] = {
             walls=_colours("green olive silver sky"),
             floors=_colours("silver beige green"),
             light=1.05,
-            light_spread=0.15,
+            light_spread=0.11,
             contrast=1.15,
         ),
     ),
     "3dpes": Profile(  # lawn and paths from far away, blurred
         cameras=2,
         train=12,
-        test=20,
-        shots=(2, 4),
+        test=26,
+        shots=(5, 7),
         domain=Domain(
             Wardrobe(
                 upper=_colours("grey blue beige black red olive lilac white orange"),
@@ -194,14 +194,14 @@ PROFILES: dict[str, Profile] = {
             light=0.95,
             blur=0.7,
             contrast=0.9,
-            occlusion=0.15,
+            occlusion=0.08,
         ),
     ),
     "ilids": Profile(  # airport hall, dark, luggage, people in the way
         cameras=2,
         train=10,
-        test=20,
-        shots=(2, 4),
+        test=26,
+        shots=(5, 7),
         domain=Domain(
             Wardrobe(
                 upper=_colours("black grey brown navy white purple red khaki teal"),
@@ -215,7 +215,7 @@ PROFILES: dict[str, Profile] = {
             light=0.85,
             saturation=0.8,
             noise=8.0,
-            occlusion=0.45,
+            occlusion=0.2,
         ),
     ),
 }

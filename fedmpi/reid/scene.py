@@ -27,7 +27,9 @@ CANVAS = (128, 256)
 PANORAMA = (384, 288)
 """Width and height of a camera's background; a shot shows a part of it."""
 HAZE = (118, 118, 116)
-"""What backgrounds are paled towards, so that clothes stand out from them."""
+"""What backgrounds are paled towards, so that clothes stand out from them ..."""
+PALENESS = 0.65
+"""... and how far, from 0 (as painted) to 1 (nothing left of them)."""
 VIEWS = (0.0, math.pi, math.pi / 2, -math.pi / 4, -3 * math.pi / 4, -math.pi / 2, math.pi / 4, 3 * math.pi / 4)
 """Direction of the people in camera 1, 2, ...: front, back, side, and between."""
 
@@ -41,9 +43,9 @@ class Domain:
     floors: tuple[str, ...]
     light: float = 1.0
     """Mean exposure, 1 = as drawn."""
-    light_spread: float = 0.12
+    light_spread: float = 0.09
     """Standard deviation of the logarithm of the exposure over cameras."""
-    cast: float = 0.05
+    cast: float = 0.04
     """Standard deviation of the logarithm of the colour gains over cameras."""
     contrast: float = 1.0
     saturation: float = 0.9
@@ -51,7 +53,7 @@ class Domain:
     """Mean radius over cameras, in pixels of a 64 pixel high image."""
     noise: float = 6.0
     """Mean standard deviation over cameras, in grey levels."""
-    occlusion: float = 0.25
+    occlusion: float = 0.1
     """Share of shots in which something hides a part of the person."""
 
 
@@ -107,7 +109,7 @@ def _draw_panorama(rng: np.random.Generator, domain: Domain) -> Image.Image:
         wide, high = rng.uniform(20, 160), rng.uniform(4, 24)
         colour = shade(_any(rng, domain.floors), rng.uniform(0.7, 1.2))
         draw.polygon([(x, y), (x + wide, y), (x + wide + slant, y + high), (x + slant, y + high)], fill=colour)
-    image = Image.blend(image, Image.new("RGB", PANORAMA, HAZE), 0.45)
+    image = Image.blend(image, Image.new("RGB", PANORAMA, HAZE), PALENESS)
     return image.filter(ImageFilter.GaussianBlur(1.5))
 
 
@@ -174,7 +176,7 @@ def _expose(rng: np.random.Generator, image: NDArray[np.float32], camera: Camera
     """Return the picture that the sensor makes of float32[H, W, 3] in 0..255: light, cast, contrast, noise."""
     strength, domain = camera.difficulty, camera.domain
     height, width, _ = image.shape
-    gains = np.asarray(camera.gains) * np.exp(strength * (rng.normal(0, 0.12) + rng.normal(0, 0.04, 3)))
+    gains = np.asarray(camera.gains) * np.exp(strength * (rng.normal(0, 0.05) + rng.normal(0, 0.02, 3)))
     across = np.linspace(-camera.slope[0], camera.slope[0], width)[None, :, None]
     down = np.linspace(-camera.slope[1], camera.slope[1], height)[:, None, None]
     lit = image / np.float32(255) * gains.astype(np.float32) * (1 + across + down).astype(np.float32)
