@@ -41,6 +41,13 @@ class Model:
         """Slices of the tensors that may be pruned."""
         return [tensor.slice for tensor in self.layout.tensors if tensor.prunable]
 
+    def trained(self) -> Values:
+        """Return ``theta`` plus normal noise of a hundredth of each tensor's spread, float32[N]."""
+        noise = draw_values(self.layout.size, 1)
+        for tensor in self.layout.tensors:
+            noise[tensor.slice] *= np.float32(0.01 * self.theta[tensor.slice].std())
+        return self.theta + noise
+
     def smallest_pruned(self, density: float) -> Mask:
         """Return the mask that global magnitude pruning of the initial weights to ``density`` leaves."""
         kept = np.ones(self.layout.size, np.bool_)
@@ -60,3 +67,8 @@ def draw_mask(size: int, density: float, seed: int) -> Mask:
         return Mask.full(size)
     drawn = np.random.default_rng(seed).integers(0, _SHARE, size, np.uint16)
     return Mask.from_bool(drawn < round(density * _SHARE))
+
+
+def draw_trained(size: int, client: int) -> Values:
+    """Return what a client makes of ``draw_values(size, 0)``: normal noise of a hundredth of its spread is added."""
+    return draw_values(size, 0) + np.float32(0.01) * draw_values(size, client + 1)

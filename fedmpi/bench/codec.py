@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,19 @@ import numpy as np
 from fedmpi.bench.cases import Model, draw_mask
 from fedmpi.bench.records import Record, cell, milliseconds
 from fedmpi.bench.timing import interleaved, middle
-from fedmpi.sparse import Head, Kind, Mask, decode_head, decode_mask, encode_head, encode_mask, values_checksum
+from fedmpi.sparse import (
+    Head,
+    Kind,
+    Mask,
+    ValueCoding,
+    decode_head,
+    decode_mask,
+    decode_values,
+    encode_head,
+    encode_mask,
+    encode_values,
+    values_checksum,
+)
 from fedmpi.sparse.bitcode import entropy_bytes
 from fedmpi.sparse.kernels import pack
 
@@ -70,6 +83,7 @@ def cases(model: Model, density: float) -> Iterator[Coded]:
         yield message(model, "update, magnitude mask", model.smallest_pruned(density), None)
         yield message(model, "update, mask known", drawn, drawn)
         yield change(model, drawn)
+    yield from values(model, drawn)
 
 
 def message(model: Model, name: str, mask: Mask, previous: Mask | None) -> Coded:
@@ -114,6 +128,27 @@ def change(model: Model, before: Mask) -> Coded:
         lambda: encode_mask(after, before, layout),
         lambda: decode_mask(mode, section, before, layout, nnz),
     )
+
+
+def values(model: Model, mask: Mask) -> Iterator[Coded]:
+    """Yield the values alone by every coding, against raw ones.
+
+    The trained values are the model's own plus normal noise of a hundredth of each tensor's spread; a bound is not
+    known, so that the raw size stands for it.
+    """
+    before, after = pack(model.theta, mask), pack(model.trained(), mask)
+    for coding in ValueCoding:
+        reference = before if coding == ValueCoding.LOSSLESS_DELTA else None
+        data = encode_values(after, coding, reference)
+        yield Coded(
+            "values alone",
+            mask.density,
+            coding.name.lower(),
+            after.nbytes,
+            data.size,
+            partial(encode_values, after, coding, reference),
+            partial(decode_values, data, coding, after.size, reference),
+        )
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:

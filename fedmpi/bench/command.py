@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedmpi.bench.records import Record
 
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
+CODINGS = ("raw", "lossless", "bf16", "fp16")
 
 
 @click.group("bench")
@@ -95,8 +96,15 @@ def codec(densities: tuple[float, ...], repeats: int, model: str, size: int | No
 @bench.command("exchange")
 @options("0.1,0.3,1.0")
 @click.option("--segment-mb", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, metavar="MB")
+@click.option("--values", "codings", type=click.Choice(CODINGS), multiple=True, default=("raw",), show_default=True)
 def exchange(
-    densities: tuple[float, ...], repeats: int, model: str, size: int | None, path: Path | None, segment_mb: float
+    densities: tuple[float, ...],
+    repeats: int,
+    model: str,
+    size: int | None,
+    path: Path | None,
+    segment_mb: float,
+    codings: tuple[str, ...],
 ) -> None:
     """One round's exchange, dense and sparse: mpirun -n 9 fedmpi bench exchange.
 
@@ -112,7 +120,7 @@ def exchange(
     made = _model(model, size)
     if comm.rank == 0:
         _head(f"{made.layout.size:,} parameters, {comm.size - 1} clients, medians of {repeats}")
-    records = room.measure(comm, made.layout, densities, repeats, int(1e6 * segment_mb))
+    records = room.measure(comm, made.layout, densities, codings, repeats, int(1e6 * segment_mb))
     if comm.rank == 0:
         _show(records, room.rows, 3, path)
 

@@ -27,7 +27,12 @@ WAIT_SECONDS = 1.0
 
 
 def measure(
-    comm: MPI.Intracomm, layout: Layout, densities: Sequence[float], repeats: int, segment_bytes: int
+    comm: MPI.Intracomm,
+    layout: Layout,
+    densities: Sequence[float],
+    codings: Sequence[str],
+    repeats: int,
+    segment_bytes: int,
 ) -> list[Record]:
     """*Collective*. Return all records on rank 0, an empty list elsewhere.
 
@@ -45,27 +50,27 @@ def measure(
     check_one_world(comm.size)
     if comm.size < 2:
         raise LaunchError("an exchange needs a server and a client: mpirun -n 9 fedmpi bench exchange")
-    check_same(comm, options=repr((layout.hash, tuple(densities), repeats, segment_bytes)))
+    check_same(comm, options=repr((layout.hash, densities, codings, repeats, segment_bytes)))
     ranks = Ranks.create(comm, comm.size - 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         field = Field(ranks, layout, segment_bytes)
-        records = list(_measured(field, _ways(field, densities), repeats))
+        records = list(_measured(field, _ways(field, densities, codings), repeats))
     finally:
         torch.set_num_threads(threads)
     ranks.free()
     return records if comm.rank == SERVER else []
 
 
-def _ways(field: Field, densities: Sequence[float]) -> list[Way]:
+def _ways(field: Field, densities: Sequence[float], codings: Sequence[str]) -> list[Way]:
     dense: list[Way] = [
         Streamed(field, "dense, whole vectors", whole=True),
         Streamed(field, "dense, segmented", whole=False),
         Collective(field),
         Pickled(field),
     ]
-    return [*dense, *(Sparse(field, density) for density in densities)]
+    return [*dense, *(Sparse(field, density, coding) for coding in codings for density in densities)]
 
 
 def _measured(field: Field, ways: list[Way], repeats: int) -> Iterator[Record]:
@@ -73,6 +78,7 @@ def _measured(field: Field, ways: list[Way], repeats: int) -> Iterator[Record]:
     times: dict[int, Times] = {i: {phase: [] for phase in PHASES} for i in range(len(ways))}
     for turn in range(repeats + 1):
         for i, way in enumerate(ways):
+            field.renew()
             spent = {"down": field.timed(way.down), "up": field.timed(way.up)}
             for phase, seconds in spent.items() if turn else ():
                 times[i][phase].append(seconds)
@@ -106,6 +112,7 @@ def _fastest_dense(ways: list[Way], times: dict[int, Times], phase: str) -> list
 def _memory(field: Field, ways: list[Way]) -> Iterator[Record]:
     """*Collective*. Measure the server's memory above its state: its vector, what is known of masks, the plan."""
     for way in ways:
+        field.renew()
         seconds = time.perf_counter()
         field.meet()
         peak = peak_above(lambda way=way: (way.down(), way.up()))  # type: ignore[misc]

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedmpi.bench.cases import Values, draw_values
+from fedmpi.bench.cases import Values, draw_trained, draw_values
 from fedmpi.comm import Patience, Ranks
 from fedmpi.sparse import Layout
 
@@ -20,10 +20,7 @@ _RESET_PEAK = "5"
 
 @dataclass(frozen=True)
 class Field:
-    """Ranks, layout, and the vector of this rank; ``theta`` is float32[N], drawn from the number of the client.
-
-    The server's ``theta`` is overwritten by every mean; a mean of the same values is the same again.
-    """
+    """Ranks, layout, and the vectors of this rank."""
 
     ranks: Ranks
     layout: Layout
@@ -32,8 +29,24 @@ class Field:
 
     @cached_property
     def theta(self) -> Values:
-        """The global vector on the server, the trained one of its client on another rank."""
-        return draw_values(self.layout.size, self.ranks.rank)
+        """float32[N]: on the server the global vector, which every mean overwrites; elsewhere the trained one."""
+        size, rank = self.layout.size, self.ranks.rank
+        return draw_values(size, 0) if self.ranks.is_server else draw_trained(size, rank - 1)
+
+    @cached_property
+    def earlier(self) -> Values:
+        """float32[N]: what was sent down before; values may be coded against it."""
+        size = self.layout.size
+        return draw_values(size, 0) + np.float32(0.003) * draw_values(size, 999)
+
+    @cached_property
+    def _first(self) -> Values:
+        return self.theta.copy()
+
+    def renew(self) -> None:
+        """Make the server's vector again what it was before the mean of an exchange. *Not collective.*"""
+        if self.ranks.is_server:
+            np.copyto(self.theta, self._first)
 
     @cached_property
     def weights(self) -> Values:

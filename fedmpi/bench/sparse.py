@@ -5,44 +5,46 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedmpi.bench.cases import draw_mask, draw_values
+from fedmpi.bench.cases import draw_mask, draw_trained
 from fedmpi.bench.field import Field
 from fedmpi.comm import Address, Known, Meter, Reduce, Scatter
+from fedmpi.comm.coding import Wire
 from fedmpi.errors import WireError
 from fedmpi.sparse import Head, Kind, Mask, values_checksum
 from fedmpi.sparse.kernels import expand, pack
 
-TOLERANCE = 1e-6  # of a mean, relative to the sum of its terms' magnitudes
+TOLERANCE = 1e-6  # of a mean, relative to the mean of magnitudes
+ROUNDED = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 _CHECKED = 1 << 18
 
 
 class Sparse:
-    """Scatter and gather-merge at one density; masks are independent and drawn from the client's number.
+    """Scatter and gather-merge at one density; masks are drawn from the client's number and known on both ends.
 
-    ``mask_sent`` sends every mask anew instead of nothing for one that both ends know.
+    ``coding`` is a value of the key ``wire.values``. Lossless values are coded against what was sent before.
     """
 
-    coding = "raw"
+    plan = "segmented"
 
-    def __init__(self, field: Field, density: float, *, mask_sent: bool = False) -> None:
-        self._field, self.density = field, density
-        self.plan = "segmented, mask sent" if mask_sent else "segmented"
+    def __init__(self, field: Field, density: float, coding: str = "raw") -> None:
+        self._field, self.density, self.coding = field, density, coding
         ranks, layout, size = field.ranks, field.layout, field.layout.size
         named = ranks.clients if ranks.is_server else ranks.hosted
         self._masks = {c: draw_mask(size, density, 1000 + c) for c in named}
-        self._sent = mask_sent
-        self._previous = dict.fromkeys(named, Mask.full(size)) if mask_sent else self._masks
         self._meter, self._round, self._buffers = Meter(), 0, np.zeros(layout.buffer_size, np.float32)
-        patience, per = field.patience, field.segment_bytes
-        self._scatter = Scatter(ranks, layout, segment_bytes=per, patience=patience, meter=self._meter)
-        self._reduce = Reduce(ranks, layout, segment_bytes=per, max_scalars=3, patience=patience, meter=self._meter)
+        wire, patience, per = Wire(values=coding), field.patience, field.segment_bytes
+        self._earlier = field.earlier if coding == "lossless" else None
+        self._scatter = Scatter(ranks, layout, segment_bytes=per, patience=patience, meter=self._meter, wire=wire)
+        self._reduce = Reduce(
+            ranks, layout, segment_bytes=per, max_scalars=3, patience=patience, meter=self._meter, wire=wire
+        )
         self._local = np.zeros(0 if ranks.is_server else size, np.float32)
         self._moved = (0, 0)
 
     def down(self) -> None:
         """*Collective*. Scatter, and every client fills the pruned places with zeros."""
         self._meter.take()
-        addresses = {c: Address(mask, 1) for c, mask in self._masks.items()}
+        addresses = {c: Address(mask, 1, self._earlier) for c, mask in self._masks.items()}
         source = (self._field.theta, self._buffers) if self._field.ranks.is_server else None
         parcels = self._scatter(Kind.MODEL, self._round, addresses, source, since=time.perf_counter())
         for client, parcel in parcels.items():
@@ -52,12 +54,13 @@ class Sparse:
     def up(self) -> None:
         """*Collective*. Pack, send heads, send values, merge."""
         field, ranks, theta = self._field, self._field.ranks, self._field.theta
-        values = {c: pack(theta, self._masks[c]) for c in ranks.hosted}
-        outgoing = {c: (self._head(c, part), self._previous[c]) for c, part in values.items()}
-        known = {c: Known(mask, 1) for c, mask in self._previous.items()} if ranks.is_server else {}
+        values = {c: self._reduce.rounded(pack(theta, self._masks[c])) for c in ranks.hosted}
+        outgoing = {c: (self._head(c, part), self._masks[c]) for c, part in values.items()}
+        known = {c: Known(mask, 1) for c, mask in self._masks.items()} if ranks.is_server else {}
         heads = self._reduce.heads(Kind.UPDATE, self._round, outgoing, known, since=time.perf_counter())
         weights = dict(enumerate(field.weights.tolist())) if ranks.is_server else {}
-        self._reduce.merge(values, self._masks, heads, weights, theta if ranks.is_server else None)
+        target, references = (theta, {}) if ranks.is_server else (None, dict.fromkeys(ranks.hosted, self._local))
+        self._reduce.merge(values, self._masks, heads, weights, target, references=references)
         self._moved = (self._moved[0], self._taken())
         self._round += 1
 
@@ -68,12 +71,13 @@ class Sparse:
             round=self._round,
             client=client,
             base_epoch=1,
-            epoch=2 if self._sent else 1,
+            epoch=1,
             mask=mask,
             buffers=self._buffers,
             scalars=np.zeros(3),
             values_checksum=values_checksum(values),
             segments=self._reduce.segments,
+            coding=self._reduce.coding,
         )
 
     def _taken(self) -> int:
@@ -94,9 +98,11 @@ class Sparse:
         count = min(_CHECKED, self._field.layout.size)
         found = self._field.theta[:count]
         expected, scale, held = masked_mean(count, self._masks, self._field.weights)
-        wrong = held & ~(np.abs(found - expected) <= TOLERANCE * scale)
+        wrong = held & ~(np.abs(found - expected) <= ROUNDED.get(self.coding, TOLERANCE) * scale)
         if wrong.any():
-            raise WireError(f"the mean of {self.plan} at density {self.density:g} is wrong in {wrong.sum()} entries")
+            raise WireError(
+                f"the mean of {self.plan}, {self.coding}, at density {self.density:g} is wrong in {wrong.sum()} entries"
+            )
 
 
 def masked_mean(
@@ -105,7 +111,7 @@ def masked_mean(
     """Return the mean over holders of the first ``count`` entries, float64; the mean magnitude; and who has one."""
     total, magnitude, share = np.zeros(count), np.zeros(count), np.zeros(count)
     for client, mask in masks.items():
-        kept, values = mask.to_bool(0, count), draw_values(count, client + 1).astype(np.float64)
+        kept, values = mask.to_bool(0, count), draw_trained(count, client).astype(np.float64)
         total += weights[client] * kept * values
         magnitude += weights[client] * kept * np.abs(values)
         share += weights[client] * kept

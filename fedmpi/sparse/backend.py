@@ -47,7 +47,7 @@ def implementations() -> dict[str, ModuleType]:
     """Return all that this machine has, whatever is in use: ``native`` where it was built, and ``portable``."""
     found = {"portable": kernels_portable}
     with suppress(ImportError):
-        found = {"native": import_module("fedmpi.sparse._native"), **found}
+        found = {"native": _compiled(), **found}
     return found
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedmpi.bench.cases import Model, draw_mask, draw_values
+from fedmpi.bench.cases import Model, draw_mask, draw_trained, draw_values
 from fedmpi.bench.sparse import masked_mean
 from fedmpi.sparse import Mask
 
@@ -35,7 +35,7 @@ def test_the_oracle_of_the_mean_against_a_loop():
     masks = {0: Mask.from_bool(np.array([1, 1, 0, 0], bool)), 1: Mask.from_bool(np.array([1, 0, 1, 0], bool))}
     weights = np.array([0.25, 0.75], np.float32)
     mean, scale, held = masked_mean(4, masks, weights)
-    a, b = (draw_values(4, seed).astype(float) for seed in (1, 2))
+    a, b = (draw_trained(4, client).astype(float) for client in (0, 1))
     np.testing.assert_allclose(mean, [0.25 * a[0] + 0.75 * b[0], a[1], b[2], 0])
     np.testing.assert_allclose(scale, [0.25 * abs(a[0]) + 0.75 * abs(b[0]), abs(a[1]), abs(b[2]), 0])
     assert held.tolist() == [True, True, True, False]

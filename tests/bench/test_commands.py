@@ -45,6 +45,12 @@ def test_kernels(tmp_path):
 def test_codec(tmp_path):
     records, lines = run(tmp_path, "codec", "--densities", "0.1,0.5,1")
     raw = [r for r in records if r["coding"] == "raw"]
+    alone = {(r["coding"], round(r["density"], 1)): r["bytes"] for r in records
+             if r["name"] == "values alone" and r["plan"] == "write"}  # fmt: skip
+    for density in (0.1, 0.5, 1.0):
+        least, whole = alone["lossless_delta", density], alone["raw_f32", density]
+        assert 0.3 * whole < least < alone["lossless", density] < 0.95 * whole
+        assert alone["bf16", density] == alone["fp16", density] == whole // 2
     table = {(r["name"], round(r["density"], 1), r["plan"]): r for r in raw}
     assert len(lines) == 3 + len(records) / 3
     for (name, _, plan), r in table.items():
@@ -63,20 +69,38 @@ def test_codec(tmp_path):
 @mpi.needs_mpirun
 def test_exchange(tmp_path):
     path = tmp_path / "out.json"
-    words = ["bench", "exchange", "--size", SIZE, "--densities", "0.2,1", "--repeats", 2, "--segment-mb", 0.01]
+    words = [
+        "bench",
+        "exchange",
+        "--size",
+        SIZE,
+        "--densities",
+        "0.2,1",
+        "--repeats",
+        2,
+        "--segment-mb",
+        0.01,
+        "--values",
+        "raw",
+        "--values",
+        "lossless",
+    ]
     done = mpi.succeed(3, ["-m", "fedmpi", *words, "--json", path], timeout=120)
     records = checked(json.loads(path.read_text()), "exchange")
-    phases = {(r["name"], r["plan"], r["density"]): r for r in records if r["name"] in {"down", "up", "exchange"}}
+    phases = {(r["name"], f"{r['plan']}, {r['coding']}", r["density"]): r for r in records
+              if r["name"] in {"down", "up", "exchange"}}  # fmt: skip
     dense = 2 * 4 * SIZE
     for (name, plan, density), r in phases.items():
         if not plan.startswith("segmented"):
             assert r["bytes"] == dense * (2 if name == "exchange" else 1)
-        elif name == "down":
+        elif name == "down" and r["coding"] == "raw":
             assert abs(r["bytes"] - dense * density - 2 * 128) < 4 * 1000
         if name == "exchange":
             assert r["bytes"] == phases["down", plan, density]["bytes"] + phases["up", plan, density]["bytes"]
+        if r["coding"] == "lossless" and name != "down":
+            assert r["bytes"] < 0.9 * phases[name, "segmented, raw", density]["bytes"]
     for name in ("down", "up"):
-        ratios = [r["ratio_to_dense"] for (n, plan, _), r in phases.items() if n == name and plan != "segmented"]
+        ratios = [r["ratio_to_dense"] for (n, plan, _), r in phases.items() if n == name and not plan.startswith("seg")]
         assert min(ratios) == 1.0  # the fastest dense plan, over itself
     memory = [r for r in records if r["name"] == "server memory"]
     assert len(memory) == len(phases) / 3
@@ -111,6 +135,6 @@ def test_a_wrong_mean_is_found():
     field = Field(ranks, Model.vector(1000).layout, 4096)
     way = Sparse(field, 0.5)
     field.__dict__["theta"] = np.zeros(1000, np.float32)
-    with pytest.raises(WireError, match=r"the mean of segmented at density 0\.5 is wrong in \d+ entries"):
+    with pytest.raises(WireError, match=r"the mean of segmented, raw, at density 0\.5 is wrong in \d+ entries"):
         way.check()
     ranks.free()
