@@ -283,9 +283,14 @@ def facts(world: World, folder: RunFolder) -> dict[str, str]:
         "model": f"{config.model.arch}, {layout.size:,} parameters ({4 * layout.size / 1e6:.1f} MB dense)",
         "method": f"{config.federation.rounds} rounds x {config.local.epochs} local epochs; {method}",
         **({} if protocol == STANDARD else {"scores": protocol.name}),
-        "wire": f"{kernels.active()} kernels, {config.comm.segment_mb:g} MB segments",
+        "wire": f"{values_word(world)} values, {kernels.active()} kernels, {config.comm.segment_mb:g} MB segments",
         "out": f"{folder.path}/",
     }
+
+
+def values_word(world: World) -> str:
+    """Return how values travel in this run, as the run file writes it."""
+    return logbook.CODING_NAMES[world.reduce.coding].decode()
 
 
 def provenance(world: World, placed: list[Seat]) -> dict[str, Any]:

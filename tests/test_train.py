@@ -292,16 +292,16 @@ class TestIdleClient:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """Return a function that runs on so many ranks, once, with recovery happening, and returns where everything is."""
-    done: dict[int, Path] = {}
+    done: dict[tuple[int, str], Path] = {}
 
-    def on(ranks: int) -> Path:
-        if ranks not in done:
-            folder = done[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
-            changes = sets("federation.rounds=4", "pruning.target=0.9")
+    def on(ranks: int, values: str = "auto") -> Path:
+        if (ranks, values) not in done:
+            folder = done[ranks, values] = tmp_path_factory.mktemp(f"ranks{ranks}{values}")
+            changes = sets("federation.rounds=4", "pruning.target=0.9", f"wire.values={values}")
             command = ["train", write_config(folder), "--out", folder / "run", *changes]
             argv = [DRIVER, "count-bytes", "script-probe", "--", *command]
             mpi.succeed(ranks, argv, env={"DRIVER_OUT": str(folder)})
-        return done[ranks]
+        return done[ranks, values]
 
     return on
 
@@ -338,6 +338,31 @@ class TestRanks:
         if ranks == 3:
             for client in (0, 1):
                 assert sent[1 + client] == messages["bytes"][~down & (messages["client"] == client)].sum()
+
+    @pytest.mark.parametrize("values", ["lossless", "bf16"])
+    def test_coded_bytes_are_those_handed_to_mpi_in_whatever_number_of_ranks(self, job, values):
+        folder, alone = job(3, values), job(1, values)
+        sent = [json.loads((folder / f"sent-{rank}.json").read_text()) for rank in range(3)]
+        with open_run(folder / "run") as many, open_run(alone / "run") as one:
+            np.testing.assert_array_equal(many.messages["bytes"], one.messages["bytes"])
+            np.testing.assert_array_equal(many.messages["coding"], one.messages["coding"])
+            messages = many.messages
+        assert sum(sent) == messages["bytes"].sum()
+        assert files(folder / "run") == files(alone / "run")
+        codings = {way: set(messages["coding"][messages["direction"] == way]) for way in (b"up", b"down", b"recover")}
+        if values == "bf16":
+            assert codings == {b"up": {b"bf16"}, b"down": {b"bf16"}, b"recover": {b"bf16"}}
+        else:
+            assert codings == {b"up": {b"delta"}, b"down": {b"delta"}, b"recover": {b"lossless"}}
+
+    def test_lossless_coding_changes_bytes_and_no_bit_of_any_model(self, job):
+        assert files(job(3, "lossless") / "run") == files(job(3) / "run")
+        assert files(job(3, "bf16") / "run") != files(job(3) / "run")
+        with open_run(job(3, "lossless") / "run") as coded, open_run(job(3) / "run") as raw:
+            assert set(raw.messages["coding"]) == {b"raw"}  # on one host memory is faster than any coder
+            for way, ratio in ((b"up", 0.75), (b"down", 0.75), (b"eval", 0.95)):
+                less, whole = (r.messages["values"][r.messages["direction"] == way].sum() for r in (coded, raw))
+                assert less <= ratio * whole
 
     def test_in_one_process_nothing_is_handed_to_mpi_but_the_record_is_the_same(self, job):
         assert json.loads((job(1) / "sent-0.json").read_text()) == 0

@@ -15,29 +15,26 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.comm.coding import Wire
+from fedmpi.comm.merging import Merge
 from fedmpi.comm.ranks import SERVER, Ranks
-from fedmpi.comm.scatter import check_values
 from fedmpi.comm.segments import segments
 from fedmpi.comm.traffic import Meter, Traffic
 from fedmpi.comm.waiting import Patience, keep_alive
 from fedmpi.sparse import (
-    Checksum,
     Head,
     Kind,
     Layout,
     Mask,
     ValueCoding,
     decode_head,
-    decode_range,
     encode_head,
     encode_values,
     head_bound,
     rounded,
     values_bound,
-    values_checksum,
 )
 from fedmpi.sparse.header import Header
-from fedmpi.sparse.kernels import merge_range, pack
+from fedmpi.sparse.kernels import pack
 
 Values = NDArray[np.float32]
 
@@ -129,7 +126,8 @@ class Reduce:
             sends = [self._ranks.comm.Isend([data, MPI.BYTE], SERVER) for data, _ in encoded.values()]
             self._patience.wait_all(sends, "the server to take the heads")
             return {}
-        raw = {c: encoded[c][0] if c in encoded else self._receive_head(c) for c in self._ranks.clients}
+        with self._meter.time("wait"):
+            raw = {c: encoded[c][0] if c in encoded else self._receive_head(c) for c in self._ranks.clients}
         heads = {c: self._decode(data, kind, round, c, known[c]) for c, data in raw.items()}
         spent = time.perf_counter() - start
         headers = [Header.unpack(raw[c].data, self._layout, self._max_scalars) for c in raw]
@@ -168,7 +166,7 @@ class Reduce:
         *,
         skip_pruned: bool = True,
         references: Mapping[int, Values] | None = None,
-    ) -> float:
+    ) -> None:
         """*Collective*. Merge all clients' values into ``theta``, in place, on the server.
 
         Parameters
@@ -189,10 +187,6 @@ class Reduce:
             For hosted clients, what the server sent down: ``float32[N]``, equal to ``theta`` at the client's mask.
             Lossless values are coded against it; the server decodes each range before the merge overwrites it.
 
-        Returns
-        -------
-        Seconds spent merging (0 elsewhere).
-
         Raises
         ------
         WireError
@@ -201,37 +195,15 @@ class Reduce:
         references = references or {}
         if theta is None:
             self._send_values(values, masks, references)
-            return 0.0
+            return
         begin = time.perf_counter()
-        merged = sorted(weights)
-        shares = np.array([weights[c] for c in merged], np.float32)
-        spent, sums, at = 0.0, dict.fromkeys(self._ranks.clients, Checksum()), dict.fromkeys(self._ranks.clients, 0)
-        sizes = dict.fromkeys(self._ranks.clients, 0)
+        job = Merge(masks, heads, weights, theta, self._meter, skip_pruned=skip_pruned)
         for (lo, hi), arrived in zip(self._segments, self._arrivals(values, masks, references), strict=True):
-            start = time.perf_counter()
-            parts = {c: decode_range(data, masks[c], lo, hi, heads[c].coding, theta) for c, data in arrived.items()}
-            for c, part in parts.items():
-                sums[c] = sums[c].combine(values_checksum(part, at[c]))
-                at[c] += part.size
-                sizes[c] += arrived[c].size
-            old = theta[lo:hi]
-            merge_range(
-                old,
-                [parts[c] for c in merged],
-                [masks[c] for c in merged],
-                shares,
-                lo,
-                hi,
-                old,
-                skip_pruned=skip_pruned,
-            )
-            spent += time.perf_counter() - start
-        for c, found in sums.items():
-            check_values(found, heads[c], f"the update of client {c}")
+            job.add(lo, hi, arrived)
+        job.check()
         elapsed = time.perf_counter() - begin
-        self._meter.add(replace(m, seconds=m.seconds + elapsed, values=sizes[m.client]) for m in self._open)
+        self._meter.add(replace(m, seconds=m.seconds + elapsed, values=job.bytes[m.client]) for m in self._open)
         self._open = []
-        return spent
 
     def _encode(
         self, values: Values, client: int, s: int, masks: Mapping[int, Mask], references: Mapping[int, Values]
@@ -239,9 +211,10 @@ class Reduce:
         """Return range ``s`` of a hosted client's update, whose values are ``values``."""
         reference = references.get(client)
         coding = self._codings[client]
-        if reference is None or coding != ValueCoding.LOSSLESS_DELTA:
-            return encode_values(values, coding)
-        return encode_values(values, coding, pack(reference, masks[client], *self._segments[s]))
+        with self._meter.time_encoding(client):
+            if reference is None or coding != ValueCoding.LOSSLESS_DELTA:
+                return encode_values(values, coding)
+            return encode_values(values, coding, pack(reference, masks[client], *self._segments[s]))
 
     def _send_values(
         self, values: Mapping[int, Values], masks: Mapping[int, Mask], references: Mapping[int, Values]
@@ -267,7 +240,8 @@ class Reduce:
             arrived = {}
             for client, (buffer, request) in arriving.items():
                 what = f"the values of client {client} on rank {self._ranks.hosts[client]}"
-                size = self._patience.wait_bytes([request], what)[0] if request is not None else buffer.size
+                with self._meter.time("transfer"):
+                    size = self._patience.wait_bytes([request], what)[0] if request is not None else buffer.size
                 arrived[client] = buffer[:size]
             try:
                 yield arrived

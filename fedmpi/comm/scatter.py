@@ -120,7 +120,8 @@ class Scatter:
     ) -> dict[int, Parcel]:
         start = time.perf_counter()
         codings = {c: self._wire.coding(reference=a.reference is not None) for c, a in addresses.items()}
-        heads = {c: self._head(kind, round, c, a, theta, buffers, codings[c]) for c, a in addresses.items()}
+        with self._meter.time("encode"):
+            heads = {c: self._head(kind, round, c, a, theta, buffers, codings[c]) for c, a in addresses.items()}
         local = {c: np.empty(a.positions.count(), np.float32) for c, a in addresses.items() if self._is_local(c)}
         sizes = self._send_values(theta, addresses, heads, codings, local)
         spent = time.perf_counter() - start
@@ -182,7 +183,8 @@ class Scatter:
         for lo, hi in self._segments:
             now = {}
             for c, a in addresses.items():
-                data = encode_range(theta, a.positions, lo, hi, codings[c], a.reference)
+                with self._meter.time("encode"):
+                    data = encode_range(theta, a.positions, lo, hi, codings[c], a.reference)
                 sizes[c] += data.size
                 if c in local:
                     values = decode_range(data, a.positions, lo, hi, codings[c], a.reference)
@@ -196,8 +198,9 @@ class Scatter:
         return sizes
 
     def _wait_for_takers(self, sends: Mapping[int, MPI.Request]) -> None:
-        for c, request in sends.items():
-            self._patience.wait(request, f"client {c} on rank {self._ranks.hosts[c]} to take the model")
+        with self._meter.time("transfer"):
+            for c, request in sends.items():
+                self._patience.wait(request, f"client {c} on rank {self._ranks.hosts[c]} to take the model")
 
     def _receive(self, kind: Kind, round: int, addresses: dict[int, Address]) -> dict[int, Parcel]:
         comm, limit = self._ranks.comm, head_bound(self._layout, 0)

@@ -1,6 +1,8 @@
 """The meter: what was handed to MPI, message by message, at the server's end (which is one end of every message)."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Self
@@ -80,10 +82,36 @@ class Traffic:
 
 @dataclass
 class Meter:
-    """Collects the messages of one round and the bytes of everything that is not a message."""
+    """Collects the messages of a round, the bytes of everything that is not a message, and where the time went."""
 
     messages: list[Traffic] = field(default_factory=list)
     control: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    encoding: dict[int, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add what the body takes to ``seconds[stage]``: encode, transfer, wait, decode or merge. *Not collective.*"""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def time_encoding(self, client: int) -> Iterator[None]:
+        """Add what the body takes to ``encoding[client]``. *Not collective.*"""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.encoding[client] = self.encoding.get(client, 0.0) + time.perf_counter() - start
+
+    def take_seconds(self) -> tuple[dict[str, float], dict[int, float]]:
+        """Return seconds by stage and of each client's encoding since the last call; forget them. *Not collective.*"""
+        noted = self.seconds, self.encoding
+        self.seconds, self.encoding = {}, {}
+        return noted
 
     def add(self, messages: Iterable[Traffic]) -> None:
         """Note messages. *Not collective.*"""

@@ -27,8 +27,8 @@ class WireConfig(Section):
     )
     bandwidth_mb_s: OptionalNumber = key(
         None,
-        "Bandwidth of the slowest link. null = measured at the start; a number makes the choice the same in every run "
-        "unless it is close.",
+        "Bandwidth of the slowest link. null = measured at the start, memory of one host not counted; a number makes "
+        "the choice the same in every run, unless it is close.",
         source="fedmpi",
         unit="MB/s (1e6 byte/s)",
         gt=0.0,

@@ -26,10 +26,12 @@ def run_round(world: World, state: State, round: int) -> tuple[State, RoundResul
     if not world.method.exchanges:
         return run_alone(world, state, round)
     clock, started = Clock(), time.time()
+    world.meter.take_seconds()  # of what came before: models that moved only to be evaluated
     logs = {c: Measurements() for c in world.ranks.hosted}
     state, received = _deliver(world, state, round, logs, clock)
     state, updates = _train(world, state, received, round, logs, clock)
     state, selection, masks = _aggregate(world, state, updates, round, clock)
+    _note_stages(world, logs, clock)
     evaluated = is_due(world.config, round)
     if evaluated:
         evaluate(world, state, round, logs, clock)
@@ -39,6 +41,14 @@ def run_round(world: World, state: State, round: int) -> tuple[State, RoundResul
         return state, None
     messages, control = world.meter.take()
     return state, RoundResult(round, started, clock.seconds, rows, messages, control, selection, masks, evaluated)
+
+
+def _note_stages(world: World, logs: Mapping[int, Measurements], clock: Clock) -> None:
+    """Take over where the time of the exchange went: stages of this rank, and the encoding of its clients' updates."""
+    stages, encoding = world.meter.take_seconds()
+    clock.seconds |= stages
+    for c, seconds in encoding.items():
+        logs[c].values["seconds_encode"] += seconds
 
 
 def _deliver(
@@ -146,7 +156,7 @@ def _aggregate(
     weights = dict(zip(selection.merged, selection.weights.weight, strict=True)) if selection is not None else {}
     previous = theta.copy() if theta is not None and world.reduce.keeps_references else None
     values, references = {c: u.values for c, u in updates.items()}, _uplink_references(state, updates)
-    clock.seconds["merge"] = world.reduce.merge(
+    world.reduce.merge(
         values, masks, heads, weights, theta, skip_pruned=world.method.sparsity.skips, references=references
     )
     if server is not None and selection is not None:

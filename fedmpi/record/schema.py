@@ -106,7 +106,11 @@ def _rounds() -> list[Variable]:
         "seconds_downlink": "wall time of the downlink collective, seen by the server",
         "seconds_local": "wall time of local work (training, pruning, encoding), seen by the server",
         "seconds_uplink": "wall time of the uplink collective, seen by the server",
-        "seconds_merge": "time in which the server merged updates, inside the uplink or after it",
+        "seconds_encode": "time in which the server packed and coded what it sent, inside the downlink",
+        "seconds_wait": "time in which the server waited for the clients' messages to begin, inside the uplink",
+        "seconds_transfer": "time in which the server waited for bytes under way, in both directions",
+        "seconds_decode": "time in which the server decoded and checked values, inside the uplink",
+        "seconds_merge": "time in which the server merged updates, inside the uplink",
         "seconds_evaluate": "wall time of evaluation, seen by the server",
     }
     traffic = {

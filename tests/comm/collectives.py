@@ -15,6 +15,7 @@ from mpi4py import MPI
 from torch import nn
 
 from fedmpi.comm import Address, Direction, Known, Meter, Patience, Ranks, Reduce, Scatter, Wire, gather_rows, plan_wire
+from fedmpi.comm.link import slowest_link
 from fedmpi.comm.ranks import check_same, host_names, place
 from fedmpi.errors import LaunchError
 from fedmpi.sparse import Head, Kind, Layout, Mask, ValueCoding, rounded, values_checksum
@@ -221,9 +222,13 @@ def check_choice(ranks: Ranks) -> None:
     for bandwidth, expected in ((1e3, ValueCoding.LOSSLESS_DELTA), (1e15, ValueCoding.RAW_F32)):
         wire = plan_wire(ranks, "auto", "time", bandwidth, PATIENCE)
         assert wire.coding(reference=True) == (expected if ranks.size > 1 else ValueCoding.RAW_F32)
-    everyone = ranks.comm.allgather(plan_wire(ranks, "auto", "time", None, PATIENCE))
+    everyone = ranks.comm.allgather(plan_wire(ranks, "auto", "time", 1e9, PATIENCE))
     assert len(set(everyone)) == 1
-    assert ranks.size == 1 or (1e3 < everyone[0].bandwidth < 1e12 and everyone[0].encode > 1e5)
+    assert ranks.size == 1 or (everyone[0].bandwidth == 1e9 and min(everyone[0].encode, everyone[0].decode) > 1e5)
+    assert plan_wire(ranks, "auto", "time", None, PATIENCE) == Wire("auto")  # one host: memory
+    if ranks.size > 1:
+        found = slowest_link(ranks, range(1, ranks.size), PATIENCE)
+        assert 1e3 < found < 1e12 if ranks.is_server else found == 0
     assert plan_wire(ranks, "auto", "bytes", None, PATIENCE).coding(reference=False) == ValueCoding.LOSSLESS
 
 

@@ -56,3 +56,18 @@ def test_the_meter_forgets_what_was_taken():
     meter.control += 16
     assert meter.take() == ([m, m], 16)
     assert meter.take() == ([], 0)
+
+
+def test_stages_add_up_and_are_forgotten_when_taken(monkeypatch):
+    clock = iter([0.0, 1.0, 10.0, 14.0, 20.0, 21.5, 30.0, 30.25])
+    monkeypatch.setattr("fedmpi.comm.traffic.time.perf_counter", lambda: next(clock))
+    meter = Meter()
+    for _ in range(2):
+        with meter.time("wait"):
+            pass
+    with meter.time("merge"):
+        pass
+    with pytest.raises(ZeroDivisionError), meter.time_encoding(3):
+        raise ZeroDivisionError
+    assert meter.take_seconds() == ({"wait": 5.0, "merge": 1.5}, {3: 0.25})
+    assert meter.take_seconds() == ({}, {})

@@ -225,7 +225,8 @@ def test_times_add_up(world):
     stages = {name: result.seconds[name] for name in ("downlink", "local", "uplink", "evaluate")}
     assert all(seconds > 0 for seconds in stages.values())
     assert sum(stages.values()) == pytest.approx(result.seconds["round"], rel=0.05, abs=0.02)
-    assert result.seconds["merge"] < result.seconds["uplink"]
+    assert 0 < sum(result.seconds[name] for name in ("wait", "decode", "merge")) < result.seconds["uplink"]
+    assert 0 < result.seconds["encode"] < result.seconds["downlink"]
     for c in (0, 1):
         row = {name: values[c] for name, values in result.clients.items()}
         own = sum(row[f"seconds_{n}"] for n in ("train", "cluster", "probe", "prune", "encode", "evaluate"))

@@ -1,0 +1,74 @@
+"""The server's work on arrived ranges: decode, check, merge into the global vector."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.comm.scatter import check_values
+from fedmpi.comm.traffic import Meter
+from fedmpi.sparse import Checksum, Head, Mask, decode_range, values_checksum
+from fedmpi.sparse.kernels import merge_range
+
+
+class Merge:
+    """One round's weighted mean, range by range in ascending order.
+
+    Parameters
+    ----------
+    masks, heads
+        Of every client that sends.
+    weights
+        Of every client that takes part; the values of others are checked and dropped.
+    theta
+        ``float32[N]``, overwritten; lossless values are decoded against it, range by range, before that.
+    skip_pruned
+        SAS, as in :func:`fedmpi.sparse.kernels.merge_range`.
+    """
+
+    def __init__(
+        self,
+        masks: Mapping[int, Mask],
+        heads: Mapping[int, Head],
+        weights: Mapping[int, float],
+        theta: NDArray[np.float32],
+        meter: Meter,
+        *,
+        skip_pruned: bool,
+    ) -> None:
+        self._masks, self._heads, self._theta, self._meter = masks, heads, theta, meter
+        self._merged = sorted(weights)
+        self._shares = np.array([weights[c] for c in self._merged], np.float32)
+        self._skip_pruned = skip_pruned
+        self._sums = dict.fromkeys(heads, Checksum())
+        self._values = dict.fromkeys(heads, 0)
+        self.bytes = dict.fromkeys(heads, 0)
+
+    def add(self, lo: int, hi: int, arrived: Mapping[int, NDArray[np.uint8]]) -> None:
+        """Merge the next range. *Not collective.* ``WireError`` when a client's values do not decode."""
+        with self._meter.time("decode"):
+            parts = {c: self._decode(c, lo, hi, data) for c, data in arrived.items()}
+        with self._meter.time("merge"):
+            old = self._theta[lo:hi]
+            merge_range(
+                old,
+                [parts[c] for c in self._merged],
+                [self._masks[c] for c in self._merged],
+                self._shares,
+                lo,
+                hi,
+                old,
+                skip_pruned=self._skip_pruned,
+            )
+
+    def _decode(self, client: int, lo: int, hi: int, data: NDArray[np.uint8]) -> NDArray[np.float32]:
+        values = decode_range(data, self._masks[client], lo, hi, self._heads[client].coding, self._theta)
+        self._sums[client] = self._sums[client].combine(values_checksum(values, self._values[client]))
+        self._values[client] += values.size
+        self.bytes[client] += data.size
+        return values
+
+    def check(self) -> None:
+        """Raise ``WireError`` when a client's values do not have the checksum that its head announced."""
+        for client, found in self._sums.items():
+            check_values(found, self._heads[client], f"the update of client {client}")
