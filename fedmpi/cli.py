@@ -31,6 +31,7 @@ class LazyGroup(click.Group):
         "config": ("fedmpi.cli_config", "config_group"),
         "data": ("fedmpi.cli_data", "data_group"),
         "doctor": ("fedmpi.doctor", "doctor"),
+        "export": ("fedmpi.cli_export", "export"),
         "export-scalars": ("fedmpi.cli_scalars", "export_scalars"),
         "inspect": ("fedmpi.cli_inspect", "inspect"),
     }

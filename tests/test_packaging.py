@@ -159,7 +159,8 @@ def imported_packages():
 
 def test_the_package_imports_its_dependencies_and_nothing_else():
     distribution = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "pydantic_core": "pydantic"}
-    optional = {"pandas", "xarray", "pynvml"}  # imported by the functions that need them, which name the extra
+    # imported by the functions that need them, which name the extra
+    optional = {"onnx", "onnxruntime", "onnxscript", "pandas", "xarray", "pynvml"}
     named = {name for name, _ in requirements()[""]}
     assert {distribution.get(name, name) for name in imported_packages() - optional} == named
 
