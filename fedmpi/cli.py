@@ -34,6 +34,7 @@ class LazyGroup(click.Group):
         "export": ("fedmpi.cli_export", "export"),
         "export-scalars": ("fedmpi.cli_scalars", "export_scalars"),
         "inspect": ("fedmpi.cli_inspect", "inspect"),
+        "sweep": ("fedmpi.cli_sweep", "sweep"),
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -74,6 +74,8 @@ MAY_IMPORT = {
     "cli_export": {"exporting", "wording"},
     "cli_inspect": {"record", "wording"},
     "cli_scalars": {"record", "scalars"},
+    "sweep": {"config", "run_folder"},
+    "cli_sweep": {"sweep"},
     "__main__": {"cli"},
 }
 LIBRARIES = {

@@ -54,9 +54,15 @@ class KlawConfig(Section):
         source="[choice] reviews say 'knowledge gained', the abstract 'alignment with the global model'; "
         "gain is FedCAPR's rule with 1 - cos replaced by KL",
     )
+    measure: Literal["kl", "cosine"] = key(
+        "kl",
+        "How the movement of a client is measured: kl, or cosine = the mean of 1 - cos of the embeddings, which makes "
+        "KLAW with `sign: gain` the cosine distance weights (CDW) of FedPav and FedCAPR.",
+        source="FedKLPR v1",
+    )
     images: Whole = key(
         32,
-        "Training images of the fixed batch on which KL is measured (the first ones, test transform).",
+        "Training images of the fixed batch on which it is measured (the first ones, test transform).",
         source="[choice] after FedCAPR's fixed batch",
         unit="images",
         ge=1,

@@ -131,12 +131,11 @@ class Cdw:
 
     def distance(self, after: torch.Tensor, before: torch.Tensor) -> float:
         """Return the mean of 1 - cos over the images."""
-        return float((1 - functional.cosine_similarity(after, before, dim=1)).mean())
+        return _cosine_distance(after, before)
 
     def weigh(self, evidence: Evidence) -> Weights:
         """Return d_k / sum d."""
-        # Rounding can make the cosine of equal embeddings exceed 1.
-        return _plain(np.maximum(evidence.distances, 0.0))
+        return _plain(evidence.distances)
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,9 @@ class Klpwa:
     measures = True
 
     def distance(self, after: torch.Tensor, before: torch.Tensor) -> float:
-        """Return v_k = mean KL(P_after || P_before)."""
+        """Return v_k = mean KL(P_after || P_before), or the mean of 1 - cos."""
+        if self.klaw.measure == "cosine":
+            return _cosine_distance(after, before)
         return float(kl_divergence(after, before, temperature=self.klaw.temperature))
 
     def weigh(self, evidence: Evidence) -> Weights:
@@ -161,6 +162,11 @@ class Klpwa:
             else normalised(np.ones(evidence.pruned.size))[0]
         )
         return klpwa(gained, compact, mix=self.klpwa.mix, alpha=self.klpwa.alpha)
+
+
+def _cosine_distance(after: torch.Tensor, before: torch.Tensor) -> float:
+    # Rounding can make the cosine of equal embeddings exceed 1.
+    return max(0.0, float((1 - functional.cosine_similarity(after, before, dim=1)).mean()))
 
 
 def _plain(values: NDArray[np.float64]) -> Weights:

@@ -134,7 +134,17 @@ def test_cdw_by_scipy():
     found = Cdw().weigh(Evidence(np.array(distances), np.ones(3), np.zeros(3)))
     np.testing.assert_allclose(found.weight, np.array(expected) / np.sum(expected))
     assert not found.uniform
-    assert Cdw().weigh(Evidence(np.array([0.0, -1e-17]), np.ones(2), np.zeros(2))).uniform
+    same = torch.from_numpy(pairs[0][0]).float() * 1.7
+    assert 0 <= Cdw().distance(same, same / 3) < 1e-6
+
+
+def test_klaw_measured_by_cosine_is_cdw(tiny_config):
+    rng = np.random.default_rng(2)
+    after, before = (torch.from_numpy(rng.standard_normal((5, 16))) for _ in range(2))
+    klaw = build(tiny_config("klaw.measure=cosine", "praw.enabled=false")).weighting
+    assert klaw.distance(after, before) == Cdw().distance(after, before)
+    evidence = Evidence(np.array([0.3, 0.1]), np.array([1.0, 9.0]), np.array([0.5, 0.0]))
+    np.testing.assert_allclose(klaw.weigh(evidence).weight, Cdw().weigh(evidence).weight)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""The run descriptions in configs/: valid, what their names say, and small."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedmpi.config import load_config, method_names
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+METHODS = {"fedavg", "fedprox", "fedpav", "fedcapr", "lotteryfl", "subfedavg", "fedklpr", "local", "centralised"}
+ALL = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+ADVISED = {"ablation/probe-test.yaml", "study/probe-test.yaml"}
+"""Those that may come with a word of warning: they are there to show what it warns of."""
+
+
+def changes(first, second) -> set[str]:
+    """Return the keys in which two runs differ."""
+    one, other = first.model_dump(), second.model_dump()
+    flat = [
+        {f"{s}.{k}": v for s, keys in run.items() if isinstance(keys, dict) for k, v in keys.items()}
+        | {"method": run["method"]}
+        for run in (one, other)
+    ]
+    return {key for key in flat[0] if flat[0][key] != flat[1][key]} - {"run.name"}
+
+
+@pytest.mark.parametrize("path", ALL, ids=str)
+def test_valid_and_without_a_warning(path):
+    config = load_config(CONFIGS / path)
+    assert bool(config.warnings()) == (str(path) in ADVISED), config.warnings()
+
+
+@pytest.mark.parametrize("folder", ["paper", "ablation", "study"])
+def test_runs_of_a_folder_have_the_names_of_their_files(folder):
+    for path in (CONFIGS / folder).glob("*.yaml"):
+        if path.stem != "base":
+            assert load_config(path).run.name == path.stem
+
+
+@pytest.mark.parametrize("folder", ["paper", "ablation", "study"])
+def test_files_inherit_and_state_only_the_difference(folder):
+    for path in (CONFIGS / folder).glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        assert "base" in content, path
+        if path.stem != "base":
+            assert len(content) <= 3, path
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "resnet34"])
+def test_the_paper_s_runs_differ_in_nothing_but_the_method(arch):
+    switches = {f"{name}.enabled" for name in ("kll", "klaw", "praw", "sas", "pruning", "crr")}
+    base = load_config(CONFIGS / "paper" / f"fedklpr-{arch}.yaml")
+    assert (base.model.arch, base.federation.rounds, base.data.height, base.data.width) == (arch, 20, 256, 128)
+    assert (base.local.epochs, base.local.last_round_epochs, base.local.lr) == (5, 50, 3.5e-4)
+    assert set(method_names()) >= METHODS
+    for method in METHODS:
+        run = load_config(CONFIGS / "paper" / f"{method}-{arch}.yaml")
+        assert run.method == method
+        assert changes(run, base) == (set() if method == "fedklpr" else {"method", *switches})
+
+
+@pytest.mark.parametrize(
+    ("folder", "base"), [("ablation", "paper/fedklpr-resnet50.yaml"), ("study", "study/fedklpr.yaml")]
+)
+def test_an_ablation_changes_one_part(folder, base):
+    whole = load_config(CONFIGS / base)
+    names = {path.stem for path in (CONFIGS / folder).glob("*.yaml")} - METHODS - {"base"}
+    assert {"no-kll", "no-klaw", "no-praw", "no-sas", "no-crr", "no-pruning", "cdw"} <= names
+    for name in names:
+        found = changes(load_config(CONFIGS / folder / f"{name}.yaml"), whole)
+        assert found, name
+        assert len({key.split(".")[0] for key in found}) == 1, name
+        if name.startswith("no-"):
+            assert found == {f"{name[3:]}.enabled"}
+
+
+def test_the_study_has_every_method_and_the_same_data_for_all():
+    assert {path.stem for path in (CONFIGS / "study").glob("*.yaml")} >= METHODS
+    base = load_config(CONFIGS / "study" / "base.yaml")
+    for path in (CONFIGS / "study").glob("*.yaml"):
+        run = load_config(path)
+        assert (run.data, run.local, run.federation) == (base.data, base.local, base.federation)
+
+
+def test_the_keys_of_fedklpr_plus_are_explained_beside_it():
+    text = (CONFIGS / "fedklpr-plus.yaml").read_text()
+    comment = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    for key in changes(load_config(CONFIGS / "fedklpr-plus.yaml"), load_config(CONFIGS / "fedklpr.yaml")):
+        section, name = key.split(".")
+        assert f"{section}." in comment
+        assert name in comment
