@@ -69,7 +69,7 @@ def test_fedavg_on_a_convex_problem_is_gradient_descent_on_the_weighted_sum(worl
 
 @pytest.mark.parametrize("method", DENSE)
 def test_dense_methods_send_everything_without_a_mask_both_ways(world, method):
-    built = world(f"method={method}", "local.epochs=2", "local.last_round_epochs=2")
+    built = world(f"method={method}", "local.epochs=2", "local.last_round_epochs=2", "wire.values=raw")
     state, layout = first_state(built), built.learner.layout
     for number in range(2):
         state, result = run_round(built, state, number)
