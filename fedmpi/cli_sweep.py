@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedmpi.errors import ConfigError, FedmpiError
+from fedmpi.errors import ConfigError, FedmpiError, Stopped
 
 if TYPE_CHECKING:
     from fedmpi import sweep as work
 
+STOPPED = 75
+"""Exit code of a run that wants to be continued."""
 LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
 
@@ -60,8 +62,8 @@ def sweep(
 ) -> None:
     """Train every CONFIG with every seed, and compare what came out.
 
-    A run goes to OUT/<name of the configuration>-s<seed>, its output to a .log beside it. Finished runs are skipped, so
-    the same command continues a sweep; what an unfinished one has left is put aside. If a run fails, the others go on.
+    A run goes to OUT/<name of the configuration>-s<seed>, its output to a .log beside it. Finished runs are skipped and
+    unfinished ones resumed, so the same command continues a sweep. If a run fails, the others go on.
     The table is that of analysis/compare.py where it can be used, with figures in OUT/compare, else a short one.
     """
     from fedmpi import sweep as work  # noqa: PLC0415  (pydantic would double the time of --help)
@@ -98,11 +100,10 @@ def _run_all(jobs: Sequence["work.Job"], launcher: Sequence[str]) -> list[str]:
         if job.summary() is not None:
             click.echo(f"{where}: finished before")
             continue
-        aside = work.put_aside(job.folder)
-        if aside is not None:
-            click.echo(f"{where}: an unfinished run was put aside as {aside.name}")
         click.echo(f"{where}: running")
         code = work.execute(job, launcher)
+        if code == STOPPED:
+            raise Stopped(f"{job.name} was stopped; the same command goes on with it")
         if code or job.summary() is None:
             failed.append(job.name)
             click.echo(f"{where}: failed with exit code {code}; see {job.name}.log")

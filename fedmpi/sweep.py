@@ -37,10 +37,10 @@ class Job:
         return (*self.changes, f"run.seed={self.seed}")
 
     def command(self, launcher: Sequence[str]) -> list[str]:
-        """Return the command line of the run."""
+        """Return the command line that begins the run, or goes on with what there is of it."""
         sets = [word for change in self.overrides for word in ("--set", change)]
         train = [sys.executable, "-m", "fedmpi", "train", self.config, *sets]
-        return [*launcher, *train, "--out", str(self.folder), "--no-progress"]
+        return [*launcher, *train, "--out", str(self.folder), "--resume", "auto", "--no-progress"]
 
     def summary(self) -> dict[str, object] | None:
         """Return the figures of the run if it is finished, else None; ``ConfigError`` if it is another run's."""
@@ -75,20 +75,10 @@ def plan(configs: Sequence[str], seeds: Sequence[int], changes: Sequence[str], o
     return jobs
 
 
-def put_aside(folder: Path) -> Path | None:
-    """Rename what an unfinished run has left, for a second try; return the new name, None if there is nothing."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.unfinished-{number}")).exists():
-        number += 1
-    return folder.rename(aside)
-
-
 def execute(job: Job, launcher: Sequence[str]) -> int:
     """Run one job to its end, its output in ``<folder>.log``; return the exit code."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    with job.folder.with_name(f"{job.name}.log").open("w") as log:
+    with job.folder.with_name(f"{job.name}.log").open("a") as log:
         try:
             done = subprocess.run(  # noqa: S603  (our own program, without a shell)
                 job.command(launcher), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False

@@ -89,6 +89,7 @@ LIBRARIES = {
         "cli_rawdata",
         "cli_inspect",
         "cli_scalars",
+        "cli_sweep",
         "doctor",
         "farewell",
         "bench",

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from fedmpi import sweep
 from fedmpi.cli import cli
 from fedmpi.config import load_config
-from fedmpi.errors import ConfigError
+from fedmpi.errors import ConfigError, Stopped
 from tests import mpi
 from tests.tiny import write_config
 
@@ -42,7 +42,8 @@ class TestPlan:
         job = sweep.plan(configs[:1], [3], ["local.epochs=2"], tmp_path)[0]
         assert job.command(["mpirun", "-n", "3"]) == [
             *("mpirun", "-n", "3", sys.executable, "-m", "fedmpi", "train", configs[0]),
-            *("--set", "local.epochs=2", "--set", "run.seed=3", "--out", str(tmp_path / "tiny-s3"), "--no-progress"),
+            *("--set", "local.epochs=2", "--set", "run.seed=3", "--out", str(tmp_path / "tiny-s3")),
+            *("--resume", "auto", "--no-progress"),
         ]
 
     def test_mistakes(self, configs, tmp_path):
@@ -58,17 +59,6 @@ class TestPlan:
         changed = sweep.plan(configs, [0], ["local.epochs=3"], tmp_path)[0]
         with pytest.raises(ConfigError, match="tiny-s0 holds a run with other settings"):
             changed.summary()
-
-
-def test_what_is_put_aside_is_kept(tmp_path):
-    folder = tmp_path / "a-s0"
-    assert sweep.put_aside(folder) is None
-    for number in (1, 2):
-        folder.mkdir()
-        assert sweep.put_aside(folder) is None
-        (folder / "run.h5").write_text(str(number))
-        assert sweep.put_aside(folder) == tmp_path / f"a-s0.unfinished-{number}"
-        assert (tmp_path / f"a-s0.unfinished-{number}" / "run.h5").read_text() == str(number)
 
 
 def test_table_by_hand():
@@ -89,8 +79,6 @@ class TestCommand:
     def test_finished_runs_are_skipped_and_failures_named(self, configs, tmp_path, monkeypatch):
         jobs = sweep.plan(configs, [0, 1], [], tmp_path / "out")
         finish(jobs[0])
-        jobs[1].folder.mkdir()
-        (jobs[1].folder / "run.h5").write_text("half a run")
         ran = []
 
         def execute(job, launcher):
@@ -108,12 +96,18 @@ class TestCommand:
         assert ran[0][1] == ["mpirun", "-n", "3"]
         assert "1 of 4 runs failed: dense-s0" in str(done.exception)
         assert "[1/4] tiny-s0: finished before" in done.output
-        assert "put aside as tiny-s1.unfinished-1" in done.output
         assert done.output.splitlines()[-1].split()[:2] == ["dense", "1"]
         ran.clear()
         monkeypatch.setattr(sweep, "execute", lambda job, launcher: ran.append(job.name) or finish(job) or 0)
         self.call(*arguments)
         assert ran == ["dense-s0"]
+
+    def test_a_run_that_was_stopped_stops_the_sweep(self, configs, tmp_path, monkeypatch):
+        ran = []
+        monkeypatch.setattr(sweep, "execute", lambda job, launcher: ran.append(job.name) or 75)
+        done = self.call(*configs, "--out", tmp_path / "out", code=75)
+        assert isinstance(done.exception, Stopped)
+        assert ran == ["tiny-s0"]
 
     def test_one_task_of_an_array(self, configs, tmp_path, monkeypatch):
         ran = []
@@ -134,7 +128,9 @@ class TestCommand:
     def test_dry_run_prints_what_is_left(self, configs, tmp_path):
         finish(sweep.plan(configs, [0], [], tmp_path)[0])
         (line,) = self.call(*configs, "--out", tmp_path, "--dry-run").output.splitlines()
-        assert line.endswith(f"train {configs[1]} --set run.seed=0 --out {tmp_path / 'dense-s0'} --no-progress")
+        assert line.endswith(
+            f"train {configs[1]} --set run.seed=0 --out {tmp_path / 'dense-s0'} --resume auto --no-progress"
+        )
 
 
 @pytest.mark.slow
