@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,6 +125,27 @@ def exchange(
     records = room.measure(comm, made.layout, densities, codings, repeats, int(1e6 * segment_mb))
     if comm.rank == 0:
         _show(records, room.rows, 3, path)
+
+
+@bench.command("peers")
+@click.option("--python", type=click.Path(path_type=Path), help="Python of the environment that has them.")
+@click.option("--size", type=click.IntRange(1), default=1_000_000, show_default=True, help="Parameters.")
+@click.option("--clients", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--limit", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True, metavar="SECONDS")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the records to a new file.")
+def peers(python: Path | None, size: int, clients: int, rounds: int, limit: float, path: Path | None) -> None:
+    """The same exchange in Flower's simulation and in APPFL, dense and without training.
+
+    They are no dependencies: install them in an environment of their own and name its Python. A system gets --limit
+    seconds. Their bytes are those of the values.
+    """
+    check_free(path)
+    from fedmpi.bench import peers as room  # noqa: PLC0415 - help stays fast
+
+    _head(f"{size:,} parameters, {clients} clients")
+    found = room.measure(python or Path(sys.executable), size, clients, rounds, limit, partial(click.echo, err=True))
+    _show(list(found), room.rows, 1, path)
 
 
 def _world() -> MPI.Intracomm:

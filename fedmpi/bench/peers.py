@@ -1,0 +1,126 @@
+"""``bench peers``: the same exchange in Flower's simulation and in APPFL, where they are installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from fedmpi.bench.records import Record, cell, milliseconds
+from fedmpi.errors import ConfigError, LaunchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+PEERS = {
+    "Flower simulation": ("flwr", "flwr[simulation]", "peer_flower.py", False),
+    "APPFL, MPI": ("appfl", "appfl mpi4py", "peer_appfl.py", True),
+}
+"""Module, what pip installs, script, and whether it runs under mpirun."""
+HERE = Path(__file__).parent
+
+
+def measure(
+    python: Path, size: int, clients: int, rounds: int, limit: float, say: Callable[[str], None]
+) -> Iterator[Record]:
+    """Yield one record per system that is installed for ``python``, and those of fedmpi.
+
+    A peer's first round is left out when there is another: it includes its start. ``ratio_to_dense`` is over fedmpi's
+    dense exchange (density 1). ``say`` is told what is missing or took longer than ``limit`` seconds.
+
+    Raises
+    ------
+    ConfigError
+        None of them is installed for ``python``.
+    LaunchError
+        There is no mpirun, or fedmpi's own exchange failed.
+    """
+    present = {name: peer for name, peer in PEERS.items() if _installed(python, peer[0])}
+    for name in (name for name in PEERS if name not in present):
+        say(f"{name}: not installed for {python}: pip install {PEERS[name][1]}")
+    if not present:
+        raise ConfigError(f"no peer is installed for {python}: give the Python of their environment by --python")
+    own = _own(size, clients, limit)
+    dense = next(record for record in own if record.density == 1)
+    moved = 2 * 4 * size * clients
+    for name, (_, _, script, needs_mpi) in present.items():
+        times = _times(python, [str(HERE / script), str(size), str(clients), str(rounds)], clients, limit, needs_mpi)
+        if times is None:
+            say(f"{name}: no result within {limit:g} s, or it failed")
+            continue
+        seconds = median(times[1:] or times)
+        yield Record("peers", name, 1.0, name, "raw", seconds, moved, seconds / (dense.seconds or 1))
+    for record in own:
+        share = (record.seconds or 0) / (dense.seconds or 1)
+        yield Record("peers", "fedmpi", record.density, record.plan, "raw", record.seconds, record.bytes, share)
+
+
+def _installed(python: Path, module: str) -> bool:
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    try:
+        return subprocess.run([python, "-c", code], check=False, capture_output=True, timeout=60).returncode == 0  # noqa: S603
+    except OSError as error:
+        raise ConfigError(f"{python}: cannot be started ({error.strerror}); --python names a Python") from error
+
+
+def _own(size: int, clients: int, limit: float) -> list[Record]:
+    """Return fedmpi's exchange at densities 1 and 0.3, measured by its own bench in a job of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "own.json"
+        words = ["-m", "fedmpi", "bench", "exchange", "--size", str(size), "--densities", "0.3,1", "--json", str(path)]
+        if _run([*_mpirun(Path(sys.executable), clients), sys.executable, *words], limit) is None:
+            raise LaunchError("fedmpi's own exchange failed: try mpirun -n 9 fedmpi bench exchange")
+        records = [Record(**row) for row in json.loads(path.read_text())]
+    return [record for record in records if record.name == "exchange" and record.plan == "segmented"]
+
+
+def _times(python: Path, argv: list[str], clients: int, limit: float, needs_mpi: bool) -> list[float] | None:  # noqa: FBT001
+    out = _run([*(_mpirun(python, clients) if needs_mpi else []), str(python), *argv], limit)
+    lines = [line for line in (out or "").splitlines() if line.startswith("[") and line.endswith("]")]
+    try:
+        times: list[float] = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        return None
+    return times
+
+
+def _mpirun(python: Path, clients: int) -> list[str]:
+    """Return the launcher beside ``python``, or the first on the path."""
+    beside = python.with_name("mpirun")
+    return [str(beside) if beside.exists() else "mpirun", "-n", str(clients + 1)]
+
+
+def _run(argv: Sequence[str], limit: float) -> str | None:
+    """Return what a program printed; None when it failed or took too long. Nothing of it is left behind."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as out:  # a pipe would be held open by whatever survives
+        try:
+            started = subprocess.Popen(argv, stdout=out, stderr=out, env=env, start_new_session=True)  # noqa: S603
+        except OSError:
+            return None
+        try:
+            code = started.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with suppress(ProcessLookupError):  # workers of peers stay in the group of their parent
+                os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+        out.seek(0)
+        return out.read() if code == 0 else None
+
+
+def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Return the table, heads first."""
+    table: list[tuple[str, ...]] = [("system", "density", "a round", "MB, both ways", "/ fedmpi dense")]
+    for r in records:
+        cells = (f"{r.density:g}", milliseconds(r.seconds or 0), cell((r.bytes or 0) / 1e6, 1))
+        table.append((r.name, *cells, cell(r.ratio_to_dense, 2)))
+    return table

@@ -1,0 +1,53 @@
+"""Peers are not installed for the tests; stand-ins print what their scripts would."""
+
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedmpi.bench import peers
+from fedmpi.bench.records import Record
+from fedmpi.errors import ConfigError
+
+
+def test_none_installed(tmp_path):
+    said = []
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    with pytest.raises(ConfigError, match=r"no peer is installed for .*--python"):
+        list(peers.measure(python, 100, 2, 1, 5.0, said.append))
+    assert [line.split(":")[0] for line in said] == list(peers.PEERS)
+    assert "pip install flwr[simulation]" in said[0]
+
+
+def test_no_python(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be started"):
+        list(peers.measure(tmp_path / "nothing", 100, 2, 1, 5.0, print))
+
+
+def test_records(tmp_path, monkeypatch):
+    """The first round is left out, and the ratio is over fedmpi's dense exchange."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *find_spec*flwr*) exit 0;; *find_spec*) exit 1;; esac\n'
+                      f'echo noise; echo "[9.0, 2.0, 4.0]"; exec {sys.executable} -c ""\n')  # fmt: skip
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    own = [Record("exchange", "exchange", d, "segmented", "raw", 0.5 * d, 7, 1.0) for d in (0.3, 1.0)]
+    monkeypatch.setattr(peers, "_own", lambda *_: own)
+    said = []
+    flower, *ours = peers.measure(python, 100, 2, 3, 30.0, said.append)
+    assert (flower.name, flower.seconds, flower.bytes, flower.ratio_to_dense) == ("Flower simulation", 3.0, 1600, 6.0)
+    assert [r.ratio_to_dense for r in ours] == [0.3, 1.0]
+    assert len(said) == 1
+    assert said[0].startswith("APPFL")
+    assert len(peers.rows([flower, *ours])) == 4
+
+
+def test_too_slow_is_ended_with_its_children(tmp_path):
+    pid = tmp_path / "pid"
+    assert peers._run(["/bin/sh", "-c", f"sleep 100 & echo $! > {pid}; wait"], 1.0) is None
+    child = Path(f"/proc/{pid.read_text().strip()}/stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+    assert peers._run([str(tmp_path / "nothing")], 1.0) is None
+    assert peers._run(["/bin/sh", "-c", "exit 3"], 5.0) is None
