@@ -32,6 +32,7 @@ class LazyGroup(click.Group):
         "data": ("fedmpi.cli_data", "data_group"),
         "doctor": ("fedmpi.doctor", "doctor"),
         "export": ("fedmpi.cli_export", "export"),
+        "evaluate": ("fedmpi.cli_evaluate", "evaluate"),
         "export-scalars": ("fedmpi.cli_scalars", "export_scalars"),
         "inspect": ("fedmpi.cli_inspect", "inspect"),
         "sweep": ("fedmpi.cli_sweep", "sweep"),

@@ -93,6 +93,19 @@ class DataConfig(Section):
         ge=0,
         le=256,
     )
+    cache_dir: OptionalPath = key(
+        None,
+        "Folder, best on a disk of the node, for resized images of data.root: one file per list, which fills as images "
+        "are read and serves all ranks, workers and later runs. It holds images of people. null = none. Never changes "
+        "results. A relative path starts at the working directory, `~` is expanded.",
+        source="fedmpi",
+    )
+    name_images: Switch = key(
+        default=False,
+        description="Name unreadable images by their files in messages. false = by their numbers, as file names hold "
+        "identity, camera and time, and messages end in logs; `fedmpi data verify` names them.",
+        source="fedmpi",
+    )
     labels: Switch = key(
         default=False,
         description="Train on the true identities, not on clusters. false = unsupervised, as in FedCAPR and FedKLPR.",

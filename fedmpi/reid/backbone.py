@@ -33,7 +33,7 @@ class ReIDNet(nn.Module):
     dim
         Embedding size D: 2048 for ResNet-50, 512 for ResNet-34 and ResNet-18.
     weights_sha256
-        Hexadecimal sha256 of the file that ``base`` was loaded from, None when it was drawn.
+        Hexadecimal sha256 of the file that the weights were loaded from, None when they were drawn.
     """
 
     def __init__(self, base: ResNet, dim: int) -> None:
@@ -60,7 +60,8 @@ def build_backbone(
     arch
         ``resnet18``, ``resnet34`` or ``resnet50``.
     weights
-        Local file for ``base``, see `fedmpi.reid.weights`; None keeps torchvision's initialisation.
+        Local file for ``base``, see `fedmpi.reid.weights`, and for ``neck`` where it has one; None keeps torchvision's
+        initialisation.
     last_stride
         Stride of the last stage: 1 keeps a 16 x 8 map of a 256 x 128 image, 2 is ImageNet's.
     stem_relu
@@ -92,7 +93,7 @@ def build_backbone(
     if not stem_relu:
         base.relu = nn.Identity()  # the blocks have ReLUs of their own
     if weights is not None:
-        net.weights_sha256 = load_weights(base, weights)
+        net.weights_sha256 = load_weights(base, weights, net.neck)
     return net
 
 

@@ -11,6 +11,7 @@ from fedmpi.errors import DataError
 from fedmpi.reid import synthetic
 from fedmpi.reid.images import ClientData, FilePixels, ImageList, MemoryPixels, Pixels
 from fedmpi.reid.layouts import Folder, find_folders, list_subset
+from fedmpi.reid.packed import PackedPixels
 from fedmpi.seeding import Stream, generator
 
 if TYPE_CHECKING:
@@ -78,20 +79,27 @@ def _load_source(data: DataConfig, seed: int, name: str) -> ClientData:
     if data.root is None:
         return synthetic.draw_client(data, seed, name)
     folder = next(folder for folder in find_folders(Path(data.root)) if folder.name == name)
-    train, query, gallery = (_list(folder, index, data.max_megapixels) for index in range(3))
+    train, query, gallery = (_list(folder, index, data) for index in range(3))
     client = ClientData(name, train, query, gallery)
     _check_disjoint(client, folder)
     return client
 
 
-def _list(folder: Folder, index: int, max_megapixels: float) -> ImageList:
+def _list(folder: Folder, index: int, data: DataConfig) -> ImageList:
     entries = list_subset(folder, index)
+    files = FilePixels(
+        tuple(entry.path for entry in entries),
+        f"{folder.name}/{folder.subset(index).name}",
+        float(data.max_megapixels),
+        named=bool(data.name_images),
+    )
+    pixels: Pixels = files
+    if data.cache_dir is not None:
+        pixels = PackedPixels(files, Path(data.cache_dir), int(data.height), int(data.width))
     return ImageList(
         pids=np.array([entry.pid for entry in entries], dtype=np.int64),
         camids=np.array([entry.camid for entry in entries], dtype=np.int64),
-        pixels=FilePixels(
-            tuple(entry.path for entry in entries), f"{folder.name}/{folder.subset(index).name}", float(max_megapixels)
-        ),
+        pixels=pixels,
     )
 
 

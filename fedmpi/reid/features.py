@@ -22,6 +22,11 @@ class Viewing:
     device: torch.device
     precision: torch.dtype = torch.float32
 
+    @property
+    def pin(self) -> bool:
+        """Whether batches should lie in pinned memory: they do when they are to go to a GPU."""
+        return self.device.type == "cuda"
+
     def autocast(self) -> torch.autocast:
         """Return the mixed-precision context; a no-op for float32."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
@@ -45,7 +50,8 @@ def embed(
     model.eval()
     parts = np.array_split(index, max(1, -(-index.size // viewing.batch_size)))
     rows, read = [], []
-    for pixels, found in batches(images, parts, viewing.height, viewing.width, workers=viewing.workers):
+    loaded = batches(images, parts, viewing.height, viewing.width, workers=viewing.workers, pin=viewing.pin)
+    for pixels, found in loaded:
         with viewing.autocast():
             shown = pixels.to(viewing.device, non_blocking=True)
             z = model(shown).float()

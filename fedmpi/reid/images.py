@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,7 +33,7 @@ class Pixels(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Return a short label for messages, such as ``Market/query/0002_c1s1_000451_00.jpg``."""
+        """Return a short label for messages, such as ``Market/query image 17``."""
         ...
 
     def take(self, indices: NDArray[np.int64]) -> Pixels:
@@ -74,25 +74,34 @@ class FilePixels:
     paths
         The files, absolute or relative to the working directory.
     label
-        Client and subset, put before the file name in messages.
+        Client and subset, put before the number of the image in messages.
     max_megapixels
         Larger images are refused from their header, before anything is decoded.
+    named
+        Give file names in messages. They hold identity, camera and time, so by default images are numbered from 1.
+    numbers
+        Numbers of the images in messages; None = 1, 2, ...
     """
 
     paths: tuple[str, ...]
     label: str
     max_megapixels: float
+    named: bool = False
+    numbers: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """Return ``<client>/<subset>/<file>``: enough to find the file, without the absolute path."""
-        return f"{self.label}/{Path(self.paths[index]).name}"
+        """Return ``<client>/<subset> image <number>``, or ``<client>/<subset>/<file>`` if files are to be named."""
+        if self.named:
+            return f"{self.label}/{Path(self.paths[index]).name}"
+        return f"{self.label} image {index + 1 if self.numbers is None else self.numbers[index]}"
 
     def take(self, indices: NDArray[np.int64]) -> FilePixels:
         """Return the images at `indices`, in that order."""
-        return FilePixels(tuple(self.paths[i] for i in indices), self.label, self.max_megapixels)
+        numbers = tuple(int(i) + 1 if self.numbers is None else self.numbers[i] for i in indices)
+        return replace(self, paths=tuple(self.paths[i] for i in indices), numbers=numbers)
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Decode image `index` to RGB uint8[H, W, 3], upright by its EXIF orientation.
@@ -107,7 +116,8 @@ class FilePixels:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 return decode(self.paths[index], self.max_megapixels)
         except Exception as error:
-            reason = str(error).replace(self.paths[index], Path(self.paths[index]).name) or type(error).__name__
+            reason = str(error).replace(repr(self.paths[index]), "").replace(self.paths[index], "").strip(" :")
+            reason = reason or type(error).__name__
             raise DataError(f"{self.name(index)}: cannot be read as an image: {reason}") from error
 
 
@@ -118,7 +128,17 @@ def decode(path: str, max_megapixels: float) -> NDArray[np.uint8]:
         if megapixels > max_megapixels:
             limit = f"above data.max_megapixels={max_megapixels:g}"
             raise ValueError(f"{image.width}x{image.height} is {megapixels:.1f} megapixels, {limit}")
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Return an image of any mode as RGB bytes; of 16 bits the upper 8 are kept (Pillow itself would cut at 255)."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels of unknown range")
+    if image.mode.startswith("I"):
+        grey = (np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,13 @@ def _batches(
     augment = config.local.augment
     plans = [AugmentPlan.draw(draw, len(r), viewing.height, viewing.width, augment) for r in rows]
     loaded = batches(
-        task.images, [index[r] for r in rows], viewing.height, viewing.width, plans=plans, workers=viewing.workers
+        task.images,
+        [index[r] for r in rows],
+        viewing.height,
+        viewing.width,
+        plans=plans,
+        workers=viewing.workers,
+        pin=viewing.pin,
     )
     for (pixels, found), r in zip(loaded, rows, strict=True):
         readable = np.isin(index[r], found)

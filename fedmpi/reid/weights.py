@@ -1,8 +1,9 @@
-"""Backbone weights from a local file; nothing is ever downloaded, and no pickled code is run.
+"""Weights from a local file; nothing is ever downloaded, and no pickled code is run.
 
 Two formats are read: safetensors, and PyTorch files through ``torch.load(weights_only=True)`` (tensors and plain
-containers only), holding a state dict or a dict with one under ``state_dict``. The prefixes that training codes put
-before torchvision's names are stripped, and the ImageNet classifier (``fc``) is ignored.
+containers only), holding a state dict or a dict with one under ``state_dict`` or ``model``. So torchvision's ImageNet
+files, the models that fedmpi saves, and checkpoints of FedReID, torchreid and their kin all load: the prefixes that
+training codes put before torchvision's names are stripped, and classifiers (``fc``, ``classifier``) are ignored.
 """
 
 import hashlib
@@ -16,7 +17,10 @@ from torch import nn
 
 from fedmpi.errors import DataError
 
-_PREFIXES = ("module.", "backbone.", "base.")
+_PREFIXES = ("module.", "backbone.", "base.", "model.")
+_CLASSIFIERS = ("fc.", "classifier.")
+_NECKS = ("neck.", "bottleneck.")
+_CONTAINERS = ("state_dict", "model")
 _WHERE = (
     "nothing is downloaded; fetch the file of torchvision's ResNet50_Weights.IMAGENET1K_V1 "
     "(https://download.pytorch.org/models/resnet50-0676ba61.pth; resnet34-b627a593.pth, resnet18-f37072fd.pth) "
@@ -24,11 +28,11 @@ _WHERE = (
 )
 
 
-def load_weights(module: nn.Module, path: Path) -> str:
+def load_weights(module: nn.Module, path: Path, neck: nn.Module | None = None) -> str:
     """Load a file into ``module`` in place.
 
     The file must hold every parameter and floating-point buffer of ``module`` in its shape, and nothing else apart from
-    the classifier. Values are converted to the module's dtype.
+    a classifier, and a BN-neck if there is a ``neck`` to load it into. Values are converted to the module's dtype.
 
     Returns
     -------
@@ -38,11 +42,13 @@ def load_weights(module: nn.Module, path: Path) -> str:
     ------
     DataError
         When the file is missing or unreadable, or a tensor is missing, unknown, of another shape or not finite.
-        ``module`` is then unchanged.
+        ``module`` and ``neck`` are then unchanged.
     """
     content = _read(path)
     state = _strip(_tensors(content, path))
     wanted = module.state_dict()
+    if neck is not None and any(name.startswith("neck.") for name in state):
+        wanted |= {f"neck.{name}": tensor for name, tensor in neck.state_dict().items()}
     mistakes = _mistakes(state, wanted)
     if mistakes:
         message = f"{path}: does not fit the model: {'; '.join(mistakes)}"
@@ -74,23 +80,28 @@ def _tensors(content: bytes, path: Path) -> dict[str, torch.Tensor]:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         message = f"{path}: not a readable weight file ({reason[0]}): expected safetensors or a PyTorch state dict"
         raise DataError(message) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    inner = (
+        loaded[name] for name in _CONTAINERS if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping)
+    )
+    state = next(inner, loaded)
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
-        message = f"{path}: holds no state dict of tensors, neither at its top nor under 'state_dict'"
+        message = f"{path}: holds no state dict of tensors, neither at its top nor under 'state_dict' or 'model'"
         raise DataError(message)
     return dict(state)
 
 
 def _strip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the state without known prefixes and without the classifier."""
+    """Return the state without known prefixes and classifiers, the neck under our name."""
     stripped = {}
     for name, tensor in state.items():
         short = name
         while short.startswith(_PREFIXES):
             short = short.split(".", 1)[1]
-        if not short.startswith("fc."):
+        if short.startswith(_NECKS):
+            short = f"neck.{short.split('.', 1)[1]}"
+        if not short.startswith(_CLASSIFIERS):
             stripped[short] = tensor
     return stripped
 
@@ -109,3 +120,17 @@ def _mistakes(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tens
         elif not bool(torch.isfinite(tensor).all()):
             mistakes.append(f"{name}{list(tensor.shape)} is not finite")
     return mistakes
+
+
+def architecture(path: Path) -> str:
+    """Return which of the backbones a file holds, by the names in it: ``resnet18``, ``resnet34`` or ``resnet50``.
+
+    Raises
+    ------
+    DataError
+        When the file is missing or unreadable.
+    """
+    names = _strip(_tensors(_read(path), path))
+    if "layer1.0.conv3.weight" in names:
+        return "resnet50"
+    return "resnet34" if "layer1.2.conv1.weight" in names else "resnet18"

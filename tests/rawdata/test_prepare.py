@@ -39,7 +39,8 @@ EXPECTED = {
 
 
 def load(root, name):
-    data = SimpleNamespace(root=root, clients=(fact(name).client,), split=None, max_megapixels=8.0)
+    options = {"max_megapixels": 8.0, "name_images": False, "cache_dir": None}
+    data = SimpleNamespace(root=root, clients=(fact(name).client,), split=None, **options)
     return load_client(data, 0, 0)
 
 

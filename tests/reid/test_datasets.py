@@ -21,6 +21,8 @@ def _data(root, **changes):
         "height": 32,
         "width": 16,
         "max_megapixels": 8.0,
+        "name_images": False,
+        "cache_dir": None,
         "ide": "off",
     }
     return SimpleNamespace(**(values | changes))
@@ -74,7 +76,10 @@ def test_processed_layout_in_sorted_order_with_cameras(tmp_path):
     assert (client.query.pids.tolist(), client.query.camids.tolist()) == ([105], [2])
     assert (client.gallery.pids.tolist(), client.gallery.camids.tolist()) == ([-1, 0, 105], [2, 5, 12])
     assert client.train.pids.dtype == client.train.camids.dtype == np.int64
-    assert client.train.pixels.name(1) == "MSMT17/train_all/0002_c14_0030.jpg"
+    assert client.train.pixels.name(1) == "MSMT17/train_all image 2"
+    assert client.train.take([2, 1]).pixels.name(1) == "MSMT17/train_all image 2"
+    named = load_client(_data(tmp_path, name_images=True), 0, 0)
+    assert named.train.pixels.name(1) == "MSMT17/train_all/0002_c14_0030.jpg"
 
 
 def test_raw_market_layout(tmp_path):
@@ -182,8 +187,8 @@ def _wide(root):
 @pytest.mark.parametrize("parts", [1, 3, 4])
 def test_split_partitions_identities_and_images(tmp_path, parts):
     _wide(tmp_path / "omniglot")
-    whole = load_client(_data(tmp_path), 0, 0)
-    data = _data(tmp_path, split=parts)
+    whole = load_client(_data(tmp_path, name_images=True), 0, 0)
+    data = _data(tmp_path, split=parts, name_images=True)
     assert client_names(data, 5) == tuple(f"omniglot-{part}" for part in range(parts))
     clients = [load_client(data, 5, part) for part in range(parts)]
     for subset in ("train", "query", "gallery"):
@@ -282,10 +287,86 @@ def _disguised(path):
 def test_unreadable_pixels_are_data_errors_without_the_path(tmp_path, make, message, ending):
     path = tmp_path / f"0002_c1.{ending}"
     make(path)
-    with pytest.raises(DataError, match=rf"^Market/query/0002_c1\.{ending}: cannot be read as an image: ") as caught:
+    with pytest.raises(DataError, match=r"^Market/query image 1: cannot be read as an image: \S") as caught:
         _pixels(path, megapixels=1.0).read(0)
     assert caught.match(message)
     assert str(tmp_path) not in str(caught.value)
+    assert "0002_c1" not in str(caught.value)
+
+
+def _image(mode="RGB", seed=0):
+    """Return 24x16 smooth pixels of a mode, so that JPEG changes little."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(40, 216, (3, 2, 3), dtype=np.uint8)).resize((16, 24)).convert(mode)
+
+
+def test_sixteen_bits_keep_their_brightness(tmp_path):
+    grey = np.arange(24 * 16, dtype=np.uint16).reshape(24, 16) * 170
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey).save(tmp_path / "a.tif")
+    for name in ("a.png", "a.tif"):
+        read = _pixels(tmp_path / name).read(0)
+        np.testing.assert_array_equal(read, np.repeat((grey // 256).astype(np.uint8)[..., None], 3, axis=2))
+    assert read.max() > 200
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(DataError, match="floating-point pixels of unknown range"):
+        _pixels(tmp_path / "f.tif").read(0)
+
+
+def test_print_colours_become_screen_colours(tmp_path):
+    Image.new("CMYK", (16, 24), (255, 0, 0, 0)).save(tmp_path / "cyan.jpg", quality=95)
+    read = _pixels(tmp_path / "cyan.jpg").read(0)
+    assert read.shape == (24, 16, 3)
+    assert np.abs(read.astype(int) - (0, 255, 255)).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "RGB"])
+def test_modes_become_rgb(tmp_path, mode):
+    image = _image(mode)
+    image.save(tmp_path / "a.png")
+    wanted = np.asarray(_image(mode).convert("RGB"))
+    np.testing.assert_array_equal(_pixels(tmp_path / "a.png").read(0), wanted)
+
+
+@pytest.mark.parametrize(("content", "ending"), [("JPEG", "png"), ("PNG", "jpg"), ("BMP", "png"), ("TIFF", "jpeg")])
+def test_the_content_decides_and_not_the_ending(tmp_path, content, ending):
+    _image().save(tmp_path / f"a.{ending}", format=content)
+    read = _pixels(tmp_path / f"a.{ending}").read(0)
+    assert np.abs(read.astype(int) - np.asarray(_image())).mean() < 3
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_all_orientations_of_exif(tmp_path, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    _image().save(tmp_path / "a.jpg", exif=exif, quality=95)
+    stored = np.asarray(Image.open(tmp_path / "a.jpg"))
+    wanted = {
+        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1), 7: stored[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(stored),
+    }[turn]  # fmt: skip
+    np.testing.assert_array_equal(_pixels(tmp_path / "a.jpg").read(0), wanted)
+
+
+def test_folders_loops_and_strange_names_among_images(tmp_path):
+    """A folder named like an image, links in circles and to nowhere are passed over; any name is read."""
+    _raw(tmp_path / "own")
+    train = tmp_path / "own/bounding_box_train"
+    (train / "0001_c1_folder.jpg").mkdir()
+    (train / "0001_c1_loop.jpg").symlink_to(train / "0001_c1_loop.jpg")
+    (train / "0001_c1_up.jpg").symlink_to("..")
+    (train / "0001_c1_gone.jpg").symlink_to("nowhere.jpg")
+    (train / "deeper").symlink_to(train)
+    before = len(load_client(_data(tmp_path / "own"), 0, 0).train)
+    assert before == 4
+    _write(train / "0001_c2_\u4e8c \u00fc'\\n.jpg")
+    (train / "0001_c2_linked.jpg").symlink_to(train / "0001_c1s1_000451_00.jpg")
+    with open(bytes(train) + b"/0001_c2_\xff\xfe.jpg", "wb") as file:  # noqa: PTH123 - a name that is no text
+        file.write((train / "0001_c1s1_000451_00.jpg").read_bytes())
+    images = load_client(_data(tmp_path / "own"), 0, 0).train
+    assert len(images) == before + 3
+    assert all(images.pixels.read(i).shape == (16, 8, 3) for i in range(len(images)))
+    assert not images.bad
 
 
 # ---- identity-distributed equalisation

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from fedmpi.errors import DataError
-from fedmpi.reid.weights import load_weights
+from fedmpi.reid.backbone import build_backbone
+from fedmpi.reid.weights import architecture, load_weights
 
 
 def small_net(seed):
@@ -58,12 +59,14 @@ def test_safetensors(net, state, tmp_path):
     assert_same(net, state)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "backbone.", "base.", "module.base."])
-def test_checkpoint_with_prefix_and_classifier(net, state, tmp_path, prefix):
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "base.", "module.base.", "model.", "module.model."])
+@pytest.mark.parametrize("classifier", ["fc.weight", "classifier.weight", "classifier.add_block.0.bias"])
+@pytest.mark.parametrize("container", ["state_dict", "model"])
+def test_checkpoint_with_prefix_and_classifier(net, state, tmp_path, prefix, classifier, container):
     path = tmp_path / "w.pth"
     named = {prefix + name: tensor for name, tensor in state.items()}
-    named[prefix + "fc.weight"] = torch.zeros(1000, 4)
-    torch.save({"epoch": 3, "state_dict": named}, path)
+    named[prefix + classifier] = torch.zeros(1000, 4)
+    torch.save({"epoch": 3, "rank1": 0.5, container: named}, path)
     load_weights(net, path)
     assert_same(net, state)
 
@@ -172,3 +175,50 @@ def test_damaged_files_only_raise_data_error(net, state, tmp_path, kind):
             except DataError:
                 refused += 1
     assert refused > 75  # at least the truncated ones
+
+
+# ---- a neck in the file
+
+
+def with_neck(state, name, size=4):
+    neck = nn.BatchNorm1d(size)
+    neck.running_mean.normal_()
+    return {**state, **{f"{name}.{key}": tensor for key, tensor in neck.state_dict().items()}}, neck.state_dict()
+
+
+@pytest.mark.parametrize("name", ["neck", "bottleneck"])
+def test_a_neck_goes_where_it_belongs(net, state, tmp_path, name):
+    path, target = tmp_path / "w.safetensors", nn.BatchNorm1d(4)
+    whole, wanted = with_neck(state, name)
+    safetensors.torch.save_file(whole, path)
+    load_weights(net, path, target)
+    assert_same(net, state)
+    assert_same(target, wanted)
+
+
+def test_a_neck_that_does_not_fit_leaves_both_alone(net, state, tmp_path):
+    path, target = tmp_path / "w.safetensors", nn.BatchNorm1d(4)
+    whole, _ = with_neck(state, "neck", size=5)
+    safetensors.torch.save_file(whole, path)
+    with pytest.raises(DataError, match=r"neck\.weight\[5\] should be \[4\]"):
+        load_weights(net, path, target)
+    with pytest.raises(DataError, match=r"neck\.weight\[5\] is unknown to the model"):
+        load_weights(net, path)
+    assert_same(net, small_net(0).state_dict())
+    assert not target.running_mean.any()
+
+
+def test_without_a_neck_in_the_file_the_neck_stays(net, state, tmp_path):
+    path, target = tmp_path / "w.safetensors", nn.BatchNorm1d(4)
+    target.weight.data.fill_(3)
+    safetensors.torch.save_file(state, path)
+    load_weights(net, path, target)
+    assert (target.weight == 3).all()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
+def test_architecture_is_read_off_the_names(arch, tmp_path):
+    net = build_backbone(arch, seed=0)
+    names = [name for name in net.state_dict() if "layer1" in name]
+    safetensors.torch.save_file({name: torch.zeros(1) for name in names}, tmp_path / "w.safetensors")
+    assert architecture(tmp_path / "w.safetensors") == arch
