@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "exporting": {*LOW, "federated", "packed", "reid", "run_folder"},
     "cli_export": {"exporting", "wording"},
     "evaluate": {*LOW, "reid"},
-    "cli_evaluate": {*LOW, "evaluate"},
+    "cli_evaluate": {*LOW, "reid", "evaluate"},
     "cli_inspect": {"record", "wording"},
     "cli_scalars": {"record", "scalars"},
     "sweep": {"config", "run_folder"},
