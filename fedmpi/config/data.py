@@ -99,12 +99,14 @@ class DataConfig(Section):
         "are read and serves all ranks, workers and later runs. It holds images of people. null = none. Never changes "
         "results. A relative path starts at the working directory, `~` is expanded.",
         source="fedmpi",
+        output_only=True,
     )
     name_images: Switch = key(
         default=False,
         description="Name unreadable images by their files in messages. false = by their numbers, as file names hold "
         "identity, camera and time, and messages end in logs; `fedmpi data verify` names them.",
         source="fedmpi",
+        output_only=True,
     )
     labels: Switch = key(
         default=False,

@@ -229,6 +229,7 @@ def test_digest_changes_with_every_key_that_counts(dotted):
         "data.split": 3,
         "data.ide": "auto",
         "model.weights": "x",
+        "data.cache_dir": "x",
         "local.last_round_decay_epochs": [3],
         "local.batch_size": 64,
         "local.images_per_proxy": 2,
