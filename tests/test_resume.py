@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from mpi4py import MPI
 
+from fedmpi.cli import cli
 from fedmpi.config import load_config
 from fedmpi.console import View
 from fedmpi.errors import ConfigError, SchemaError, Stopped
@@ -281,6 +283,11 @@ class TestRefusals:
         checkpoint.write(folder / "checkpoints", 4, arrays, read.facts, keep=1)
         with pytest.raises(DataError, match=r"knows \d+ training images, there are \d+: the data have changed"):
             go(resume=str(folder))
+
+    def test_a_folder_beside_the_run(self, tmp_path):
+        done = CliRunner().invoke(cli, ["train", "--resume", str(tmp_path), "--out", str(tmp_path / "b")])
+        assert done.exit_code == 2
+        assert "--resume RUN writes into RUN: leave --out away" in done.output
 
 
 class TestFinished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 from contextlib import contextmanager
 from types import ModuleType
@@ -145,7 +146,14 @@ def _loader(job: _Job, workers: int, *, pin: bool) -> DataLoader[_Result]:
         pin_memory=pin,
         multiprocessing_context=context,
         generator=torch.Generator().manual_seed(0),  # otherwise the loader draws from the global generator
+        worker_init_fn=_leave_signals_to_the_rank,
     )
+
+
+def _leave_signals_to_the_rank(_: int) -> None:
+    """Go on working when a whole job is told to stop: the rank decides when, and a dead worker would be an error."""
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

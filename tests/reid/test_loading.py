@@ -164,3 +164,14 @@ def test_bad_share(files):
         match=r"^1 of 12 images cannot be read.*=0\.08 .*a/query image 6 \(fedmpi data verify names the files\)$",
     ):
         check_bad_share(images, 0.08)
+
+
+def test_workers_outlive_what_tells_a_whole_job_to_stop():
+    program = (
+        "import os, signal\n"
+        "from fedmpi.reid.loading import _leave_signals_to_the_rank\n"
+        "_leave_signals_to_the_rank(0)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120).returncode == 0
