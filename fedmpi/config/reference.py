@@ -46,7 +46,7 @@ _TYPES = {int: "whole number", float: "number", str: "text", bool: "true | false
 
 def render() -> str:
     """Return the reference page as Markdown; the same text for the same declarations."""
-    shipped = "`quickstart`, `fedklpr`"
+    shipped = "`quickstart`, `fedklpr`, `fedklpr-plus`"
     return _INTRODUCTION.format(shipped=shipped) + "".join(_render_section(RunConfig, ()))
 
 
