@@ -1,6 +1,6 @@
 """CPU time and peak memory of the clustering step (features given) for one number of images.
 
-    OMP_NUM_THREADS=2 python benchmarks/clustering.py 12936
+    OMP_NUM_THREADS=2 python tests/benchmarks/clustering.py 12936
 
 Features are drawn around one centre for every 17 images, as in Market-1501; making them is not timed.
 """

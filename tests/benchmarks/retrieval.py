@@ -1,7 +1,7 @@
 """Scores at Market-1501's size, 3 368 x 19 732 x 2048, beside a full-matrix NumPy argsort.
 
-    OMP_NUM_THREADS=1 python benchmarks/retrieval.py fedmpi
-    OMP_NUM_THREADS=1 python benchmarks/retrieval.py numpy
+    OMP_NUM_THREADS=1 python tests/benchmarks/retrieval.py fedmpi
+    OMP_NUM_THREADS=1 python tests/benchmarks/retrieval.py numpy
 
 One way per process, so that the peak memory is its own; it is given above that of the features.
 """

@@ -1,6 +1,6 @@
 """Images per second of fedmpi's loading beside torchvision's ImageFolder and DataLoader, on the same files.
 
-    python benchmarks/loading.py [--images 1024] [--workers 0] [--rounds 3]
+    python tests/benchmarks/loading.py [--images 1024] [--workers 0] [--rounds 3]
 
 Writes JPEG files of Market-1501's size (128x64) to a temporary folder, and reads them in turn by each way, so that all
 meet the same load of the machine: resize to 256x128, flip, pad and crop, normalise, erase, batches of 32. Prints the
