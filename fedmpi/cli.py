@@ -35,6 +35,7 @@ class LazyGroup(click.Group):
         "evaluate": ("fedmpi.cli_evaluate", "evaluate"),
         "export-scalars": ("fedmpi.cli_scalars", "export_scalars"),
         "inspect": ("fedmpi.cli_inspect", "inspect"),
+        "job": ("fedmpi.cli_job", "job"),
         "sweep": ("fedmpi.cli_sweep", "sweep"),
     }
 

@@ -18,7 +18,7 @@ from fedmpi.errors import Stopped
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 TIME_LIMIT = 1000
 """The wish to stop for lack of time, beside the numbers of signals."""
-ECHO_SECONDS = 1.0
+ECHO_SECONDS = 5.0
 """A second signal so soon is the first one again, on another way: launchers forward what SLURM sends to all."""
 LONGER = 1.1
 """How much longer than the longest one so far the next round may take."""

@@ -75,6 +75,7 @@ MAY_IMPORT = {
     "evaluate": {*LOW, "reid"},
     "cli_evaluate": {*LOW, "reid", "evaluate"},
     "cli_inspect": {"record", "wording"},
+    "cli_job": {*LOW, "slurm"},
     "cli_scalars": {"record", "scalars"},
     "sweep": {"config", "run_folder"},
     "cli_sweep": {"sweep"},
@@ -91,6 +92,7 @@ LIBRARIES = {
         "cli_rawdata",
         "cli_evaluate",
         "cli_inspect",
+        "cli_job",
         "cli_scalars",
         "cli_sweep",
         "doctor",
@@ -184,6 +186,8 @@ def test_no_cycles():
         ["bench", "--help"],
         ["bench", "exchange", "--help"],
         ["data", "--help"],
+        ["job", "--help"],
+        ["job"],
     ],
 )
 def test_help_starts_no_heavy_library(argv):

@@ -48,7 +48,7 @@ class TestSignals:
             assert signal.getsignal(signal.SIGTERM) != before
         assert signal.getsignal(signal.SIGTERM) == before
 
-    @pytest.mark.parametrize(("pause", "code"), [(0.0, 0), (5.0, -signal.SIGTERM)])
+    @pytest.mark.parametrize(("pause", "code"), [(4.0, 0), (6.0, -signal.SIGTERM)])
     def test_a_second_one_ends_the_process_unless_it_is_an_echo(self, pause, code):
         program = (
             "import os, signal\n"

@@ -1,0 +1,232 @@
+"""A private SLURM for tests: real daemons, fake nodes, cores and GPUs, in one folder; nothing under /etc.
+
+Debian: ``apt-get install --no-install-recommends slurmctld slurmd slurm-client munge``.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.mpi import LAUNCHER_PREFIXES
+
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")
+NODES, CPUS, GPUS = 3, 16, 9
+SECONDS = 300
+"""Longest wait for anything; a machine that others use too is slow."""
+SETTLED = 4
+"""Seconds after which a node has forgotten the job's last start; before, it refuses the next one."""
+CONFIGURATION = """\
+ClusterName=fedmpi
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+CredType=cred/munge
+SlurmctldPort={ports[0]}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+TmpFS={folder}
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=sched_interval=1,bf_interval=1
+SlurmdParameters=config_overrides
+MpiDefault=none
+ReturnToService=2
+KillWait=60
+MinJobAge=3600
+GresTypes=gpu
+PartitionName=main Nodes=n[1-{nodes}] Default=YES State=UP PriorityTier=1
+PartitionName=preemptible Nodes=n[1-{nodes}] State=UP PriorityTier=1
+PartitionName=urgent Nodes=n[1-{nodes}] State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def programs() -> dict[str, str | None]:
+    """Return the paths of SLURM's programs; daemons are not always on an ordinary path."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return {name: shutil.which(name, path=path) for name in PROGRAMS}
+
+
+def reason_to_skip() -> str:
+    """Return why there can be no private SLURM here, or an empty string."""
+    missing = [name for name, path in programs().items() if path is None]
+    if missing:
+        return f"SLURM is not installed ({', '.join(missing)}): apt-get install slurmctld slurmd slurm-client munge"
+    return "" if os.geteuid() == 0 else "a private SLURM needs root (it starts jobs, and makes device nodes)"
+
+
+class Cluster:
+    """The running cluster; commands of SLURM talk to it and to no other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_PREFIXES, "SLURM", "SBATCH"))}
+        self.environment = {**kept, "SLURM_CONF": str(folder / "slurm.conf"), "TZ": "UTC"}
+        self._daemons: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Write the configuration and start the daemons in the foreground, as children of this process."""
+        self.folder.chmod(0o755)
+        self._configure()
+        found = programs()
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o600)
+        self._daemon(
+            found["munged"], "--foreground", "--force", f"--key-file={key}", f"--socket={self.folder / 'munge.sock'}",
+            f"--pid-file={self.folder / 'munged.pid'}", f"--log-file={self.folder / 'munged.log'}",
+            f"--seed-file={self.folder / 'munge.seed'}",
+        )  # fmt: skip
+        wait("munge", (self.folder / "munge.sock").exists)
+        self._daemon(found["slurmctld"], "-D", "-c")
+        for number in range(1, NODES + 1):
+            self._daemon(found["slurmd"], "-D", "-N", f"n{number}")
+        wait(
+            "all nodes to be idle",
+            lambda: self.call("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * NODES,
+        )
+
+    def _configure(self) -> None:
+        devices = self.folder / "dev"
+        for path in (devices, self.folder / "state"):
+            path.mkdir()
+        for number in range(GPUS):  # SLURM wants character devices: clones of /dev/null
+            os.mknod(devices / f"gpu{number}", 0o20666, os.makedev(1, 3))
+        ports, host = free_ports(NODES + 1), socket.gethostname().split(".")[0]
+        text = CONFIGURATION.format(folder=self.folder, host=host, ports=ports, nodes=NODES)
+        for number, port in enumerate(ports[1:], 1):
+            (self.folder / f"spool.n{number}").mkdir()
+            text += (
+                f"NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} Boards=1 "
+                f"SocketsPerBoard=1 CoresPerSocket={CPUS} ThreadsPerCore=1 RealMemory=1000 Gres=gpu:{GPUS}\n"
+            )
+        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "gres.conf").write_text(f"Name=gpu File={devices}/gpu[0-{GPUS - 1}]\n")
+        (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
+
+    def _daemon(self, *argv: str) -> None:
+        log = (self.folder / f"{Path(argv[0]).name}{len(self._daemons)}.out").open("wb")
+        self._daemons.append(
+            subprocess.Popen(argv, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        )
+
+    def stop(self) -> None:
+        """End all jobs, then the daemons, the last one first."""
+        if self._daemons:
+            self.run("scancel", "--state=running", "-s", "KILL", "--full", "-u", "root")
+            self.run("scancel", "-u", "root")
+            end = time.monotonic() + 20
+            while self.run("squeue", "-h").stdout.strip() and time.monotonic() < end:
+                time.sleep(0.2)
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+    def run(self, *argv: object, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of SLURM, or one that uses it."""
+        return subprocess.run(
+            [str(part) for part in argv], env={**self.environment, **more}, cwd=cwd or self.folder, text=True,
+            capture_output=True, check=False, timeout=SECONDS, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def call(self, *argv: object, cwd: Path | None = None, **more: str) -> str:
+        """Run a command that must succeed, and return what it prints."""
+        done = self.run(*argv, cwd=cwd, **more)
+        assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def submit(self, *argv: object, cwd: Path, **more: str) -> int:
+        """Return the number of a new batch job."""
+        return int(self.call("sbatch", "--parsable", *argv, cwd=cwd, **more).split(";")[0])
+
+    def show(self, job: int) -> dict[str, str]:
+        """Return what SLURM knows of a job."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", "-o", job).splitlines()[0]))
+
+    def start_now(self, job: int) -> None:
+        """Spare a requeued job most of its two minutes of waiting."""
+        self.wait_for_requeue(job)
+        time.sleep(SETTLED)
+        self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def wait_for_requeue(self, job: int) -> None:
+        """Return once a job that was started before waits in the queue."""
+
+        def back() -> bool:
+            shown = self.show(job)
+            return shown["JobState"] == "PENDING" and shown["Restarts"] != "0"
+
+        wait(f"job {job} to be put back", back, lambda: f"{self.show(job)}\n{self.logs()}")
+
+    def wait(self, job: int, *states: str) -> dict[str, str]:
+        """Return what SLURM knows of a job once it is in one of ``states``."""
+
+        def settled() -> bool:
+            return self.show(job)["JobState"] in states
+
+        wait(f"job {job} to be {' or '.join(states)}", settled, lambda: f"{self.show(job)}\n{self.logs()}")
+        return self.show(job)
+
+    def logs(self) -> str:
+        """Return the ends of all daemons' outputs."""
+        return "\n".join(f"--- {p.name}\n{p.read_text()[-1500:]}" for p in sorted(self.folder.glob("*.out")))
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def wait(what: str, done: Callable[[], bool], story: Callable[[], str] = str) -> None:
+    """Return once ``done()`` holds; fail the test after `SECONDS`."""
+    end = time.monotonic() + SECONDS
+    while not done():
+        if time.monotonic() > end:
+            pytest.fail(f"waited {SECONDS} s for {what}\n{story()}")
+        time.sleep(0.1)
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Cluster]:
+    """Bring a cluster up in ``folder``; whatever happens, it is stopped."""
+    cluster = Cluster(folder)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def shell(path: Path, lines: Sequence[str]) -> Path:
+    """Write an executable shell script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/usr/bin/env bash", *lines]) + "\n")
+    path.chmod(0o755)
+    return path

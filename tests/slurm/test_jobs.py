@@ -1,0 +1,206 @@
+"""The scripts of jobs/ on a real SLURM: as they are, but with a small program in the place of `fedmpi`."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedmpi.errors import SchemaError
+from fedmpi.record import open_run
+from tests import mpi
+from tests.slurm.cluster import reason_to_skip, shell, wait
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip() or "runs"),
+    pytest.mark.timeout(1200),
+]
+JOBS = mpi.ROOT / "jobs"
+ROUNDS = 4
+TINY = (
+    "data.root=null", "model.weights=null", "data.height=32", "data.width=16", "data.synthetic.identities=0.2",
+    f"federation.rounds={ROUNDS}", "local.epochs=1", "local.last_round_epochs=1", "local.last_round_warmup_epochs=0",
+    "local.last_round_decay_epochs=[]", "local.batch_size=16", "local.augment.pad=2", "clustering.k1=6",
+    "clustering.k2=2", "clustering.min_samples=2", "comm.segment_mb=0.002", "compute.device=cpu",
+)  # fmt: skip
+TWO = ("data.clients=[prid,ilids]",)
+
+
+def tiny(site: Path, *more: str) -> None:
+    """Put a `fedmpi` in place that trains a tiny network, slowly enough to be interrupted."""
+    sets = " ".join(f"--set {change}" for change in (*TINY, *more))
+    driver = f"{sys.executable} {mpi.ROOT / 'tests/driver.py'} slow --"
+    environment = f"export PYTHONPATH={mpi.ROOT} OMP_NUM_THREADS=1 DRIVER_OUT={site}"
+    shell(site / "bin/fedmpi", [environment, f'exec {driver} "$@" {sets}'])
+    (site / "bin/mpirun").symlink_to(mpi.find_mpirun())
+
+
+def stub(site: Path, *lines: str) -> None:
+    """Put a `fedmpi` in place that is a shell script."""
+    shell(site / "bin/fedmpi", lines)
+
+
+def science(folder: Path) -> dict[str, str]:
+    """Return the checksums of all final models."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*.safetensors"))}
+
+
+def uninterrupted(site: Path) -> dict[str, str]:
+    """Return the same of a run in one process, outside SLURM."""
+    command = [site / "bin/fedmpi", "train", "fedklpr", "--out", site / "whole"]
+    done = subprocess.run(
+        command, env=dict(mpi.environment()), capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return science(site / "whole")
+
+
+def wait_for_rounds(cluster, job: int, folder: Path, rounds: int) -> None:
+    def there() -> bool:
+        try:
+            with open_run(folder) as run:
+                return run.rounds >= rounds
+        except SchemaError:
+            return False
+
+    wait(f"round {rounds} in {folder}", there, lambda: f"{cluster.show(job)}\n{log(folder.parents[1])}")
+
+
+def log(site: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(site.glob("*.log")))
+
+
+def finished(cluster, job: int, site: Path) -> str:
+    """Wait until a job has ended well, and return its log."""
+    shown = cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
+    assert (shown["JobState"], shown["ExitCode"]) == ("COMPLETED", "0:0"), f"{shown}\n{log(site)}"
+    return log(site)
+
+
+def resumed_after(folder: Path) -> int:
+    return json.loads((folder / "summary.json").read_text())["resumed_after"]
+
+
+class TestTrainings:
+    """Real ranks, real rounds."""
+
+    def test_preempted_requeued_resumed_on_nine_ranks_over_three_nodes(self, cluster, site):
+        tiny(site)
+        options = ["--nodes=3", "--ntasks-per-node=3", "--gpus-per-node=3"]
+        job = cluster.submit(*options, JOBS / "preemptible.sbatch", cwd=site)
+        folder = site / f"runs/preemptible-{job}"
+        wait_for_rounds(cluster, job, folder, 1)
+        everything = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+        urgent = cluster.submit(*everything, cwd=site)
+        cluster.wait(urgent, "COMPLETED")
+        cluster.start_now(job)
+        text = finished(cluster, job, site)
+        assert "start 0 on n[1-3]: srun --mpi=pmi2 fedmpi train" in text
+        assert "start 1 on n[1-3]" in text
+        assert resumed_after(folder) >= 1
+        assert json.loads((folder / "summary.json").read_text())["ranks"] == 9
+        assert science(folder) == uninterrupted(site)
+
+    def test_a_time_limit_under_srun(self, cluster, site):
+        tiny(site, *TWO)
+        job = cluster.submit("--ntasks=3", "--ntasks-per-node=3", JOBS / "train_9ranks.sbatch", cwd=site)
+        folder = site / f"runs/train_9ranks-{job}"
+        wait_for_rounds(cluster, job, folder, 1)
+        cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=2")  # the notice of 120 s is due at once
+        cluster.wait_for_requeue(job)
+        assert "stopped: SIGUSR1 came; " in log(site)
+        assert "exit code 75" in log(site)
+        cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+        cluster.start_now(job)
+        finished(cluster, job, site)
+        assert 1 <= resumed_after(folder) < ROUNDS
+        assert science(folder) == uninterrupted(site)
+
+    def test_a_signal_to_the_script_under_mpirun(self, cluster, site):
+        tiny(site, *TWO)
+        printed = [
+            sys.executable,
+            "-m",
+            "fedmpi",
+            "job",
+            "fedklpr",
+            "--launcher",
+            "mpirun",
+            "--ranks",
+            "3",
+            "--name",
+            "x",
+        ]
+        script = cluster.call(*printed, cwd=mpi.ROOT)
+        (site / "x.sbatch").write_text(script)
+        job = cluster.submit("--gpus-per-node=0", site / "x.sbatch", cwd=site)
+        folder = site / f"runs/x-{job}"
+        wait_for_rounds(cluster, job, folder, 1)
+        cluster.call("scancel", "--batch", "--signal=USR1", job)
+        cluster.wait_for_requeue(job)
+        assert "stopped: SIGUSR1 came; " in log(site)
+        cluster.start_now(job)
+        text = finished(cluster, job, site)
+        assert "start 1 on n1: mpirun -n 3 fedmpi train" in text
+        assert science(folder) == uninterrupted(site)
+
+
+class TestScripts:
+    """What the scripts hand over, and what they do with an exit code: no training needed."""
+
+    def test_requeue_by_hand_starts_with_the_same_command(self, cluster, site):
+        stub(site, 'echo "$SLURM_PROCID $*" >> said', '[ "${SLURM_RESTART_COUNT:-0}" = 1 ] || sleep 60')
+        job = cluster.submit("--ntasks=1", JOBS / "train_9ranks.sbatch", cwd=site)
+        wait("the first start", (site / "said").exists, lambda: log(site))
+        cluster.call("scontrol", "requeue", job)
+        cluster.start_now(job)
+        finished(cluster, job, site)
+        first, second = (site / "said").read_text().splitlines()
+        assert first == second
+        assert first == (
+            "0 train fedklpr --set data.root=benchmarks --set model.weights=resnet50.pth "
+            f"--out runs/train_9ranks-{job} --resume auto"
+        )
+
+    @pytest.mark.parametrize("code", [2, 70])
+    def test_other_exit_codes_end_the_job(self, cluster, site, code):
+        stub(site, f"exit {code}")
+        job = cluster.submit("--ntasks=1", JOBS / "train_9ranks.sbatch", cwd=site)
+        assert cluster.wait(job, "COMPLETED", "FAILED")["ExitCode"] == f"{code}:0"
+
+    def test_ranks_of_the_multinode_script_lie_evenly(self, cluster, site):
+        stub(site, 'echo "$SLURM_PROCID $SLURM_NODEID $CUDA_VISIBLE_DEVICES" >> said', "sleep 1")
+        job = cluster.submit(JOBS / "train_multinode.sbatch", cwd=site)
+        text = finished(cluster, job, site)
+        said = sorted((site / "said").read_text().splitlines())
+        assert said == [f"{rank} {int(rank > 4)} 0,1,2,3" for rank in range(9)]
+        assert "Warning" not in text
+
+    def test_the_array_runs_every_variant_with_every_seed_once(self, cluster, site):
+        stub(site, 'echo "$*" >> said-$SLURM_ARRAY_TASK_ID')
+        script = JOBS / "ablation_array.sbatch"
+        first = cluster.submit("--ntasks=1", "--gpus-per-node=0", "--array=0,4,20", script, cwd=site)
+        wait("the array", lambda: not cluster.run("squeue", "-h", "-j", first).stdout.strip(), lambda: log(site))
+        said = {
+            p.name: p.read_text().split("--set model.weights=resnet50.pth ")[1].strip() for p in site.glob("said-*")
+        }
+        runs = f"--out runs/ablation_array-{first}"
+        assert said == {
+            "said-0": f"--set run.seed=0 {runs}/unchanged-seed0 --resume auto",
+            "said-4": f"--set pruning.enabled=false --set run.seed=1 {runs}/pruning.enabled=false-seed1 --resume auto",
+            "said-20": f"--set sas.enabled=false --set run.seed=2 {runs}/sas.enabled=false-seed2 --resume auto",
+        }
+
+    def test_the_report_waits_for_a_training_that_was_put_back(self, cluster, site):
+        stub(site, 'echo train >> "$(dirname "$0")/../said"', '[ "${SLURM_RESTART_COUNT:-0}" = 1 ] || exit 75')
+        shell(site / "bin/python", ['echo "$@" >> said'])
+        (site / "jobs").symlink_to(JOBS)
+        printed = cluster.call("jobs/train_then_report.sh", "--ntasks=1", "--gpus-per-node=0", cwd=site, OUT="runs/a b")
+        training, report = (int(part.split()[-1]) for part in printed.split(",")[:2])
+        cluster.start_now(training)
+        finished(cluster, report, site)
+        assert (site / "said").read_text().splitlines() == ["train", "train", "analysis/report.py runs/a b"]
+        assert "folder: runs/a b" in printed

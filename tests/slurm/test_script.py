@@ -1,0 +1,158 @@
+"""`fedmpi job`: text as a pure function; compared whole with the scripts of jobs/, which no test rewrites."""
+
+import shlex
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+
+from fedmpi.cli import cli
+from fedmpi.config import load_config
+from fedmpi.errors import ConfigError
+from fedmpi.slurm import JobOptions, option_names, options, script
+from tests import mpi
+
+RUN = "fedklpr --set data.root=benchmarks --set model.weights=resnet50.pth --ranks 9"
+ABLATIONS = [f"--vary {part}.enabled=false" for part in ("pruning", "crr", "kll", "klaw", "praw", "sas")]
+JOBS = {
+    "train_9ranks": "",
+    "train_multinode": "--nodes 2",
+    "ablation_array": f"--seeds 0,1,2 {' '.join(ABLATIONS)}",
+    "preemptible": "--partition preemptible --notice 300",
+    "apptainer": "--container fedmpi.sif",
+}
+
+
+def printed(text: str) -> str:
+    done = CliRunner().invoke(cli, ["job", *shlex.split(text)], standalone_mode=False, catch_exceptions=False)
+    return done.output
+
+
+def text(*overrides: str, named: str | None = None, **given: object) -> str:
+    return script(load_config(named, overrides), named, overrides, options(given))
+
+
+def sbatch_lines(printed: str) -> dict[str, str]:
+    found = [line.removeprefix("#SBATCH --").split("#")[0].strip() for line in printed.splitlines()]
+    whole = [line for line, raw in zip(found, printed.splitlines(), strict=True) if raw.startswith("#SBATCH ")]
+    return dict(line.partition("=")[::2] for line in whole)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_scripts_of_jobs_are_what_is_printed(name):
+    expected = (mpi.ROOT / f"jobs/{name}.sbatch").read_text()
+    assert printed(f"{RUN} --name {name} {JOBS[name]}") == expected
+
+
+@pytest.mark.parametrize("path", sorted((mpi.ROOT / "jobs").glob("*.s*")), ids=lambda path: path.name)
+def test_bash_can_read_the_scripts(path):
+    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_other_scripts():
+    found = {path.name for path in (mpi.ROOT / "jobs").iterdir()}
+    assert found == {f"{name}.sbatch" for name in JOBS} | {"train_then_report.sh", "fedmpi.def"}
+
+
+class TestResources:
+    def test_a_run_on_the_embedded_people(self):
+        lines = sbatch_lines(text())
+        assert (lines["ntasks"], lines["ntasks-per-node"], lines["gpus-per-node"]) == ("9", "9", "8")
+        assert lines["cpus-per-task"] == "1"
+
+    def test_clients_cores_and_devices_come_from_the_configuration(self):
+        lines = sbatch_lines(
+            text("data.clients=[prid,ilids]", "compute.device=cpu", "compute.threads=3", "data.workers=2")
+        )
+        assert (lines["ntasks"], lines["cpus-per-task"]) == ("3", "5")
+        assert "gpus-per-node" not in lines
+        assert sbatch_lines(text("data.root=x", "data.split=4"))["ntasks"] == "5"
+
+    @pytest.mark.parametrize(("nodes", "ranks", "per_node", "gpus"), [
+        (1, 9, 9, 8), (2, 9, 5, 4), (3, 9, 3, 3), (4, 9, 3, 3), (9, 9, 1, 1), (2, 2, 1, 1), (1, 1, 1, 1),
+    ])  # fmt: skip
+    def test_a_gpu_for_every_client(self, nodes, ranks, per_node, gpus):
+        """Fill nodes one after the other, and count the clients of each."""
+        lines = sbatch_lines(text(nodes=nodes, ranks=ranks))
+        assert int(lines["ntasks-per-node"]) == per_node
+        members = [range(n * per_node, min(ranks, (n + 1) * per_node)) for n in range(nodes)]
+        most = max(sum(1 for rank in node if rank > 0) for node in members)
+        assert int(lines["gpus-per-node"]) == max(1, most) == gpus
+
+    def test_only_what_was_asked_for(self):
+        lines = sbatch_lines(text(account="a", partition="p", qos="q", constraint="c&d", memory="64G", restarts=0))
+        assert [lines[k] for k in ("account", "partition", "qos", "constraint", "mem")] == ["a", "p", "q", "c&d", "64G"]
+        assert "requeue" not in lines
+        assert "scontrol requeue" not in text(restarts=0)
+
+
+class TestQuoting:
+    SAYS = 'printf "%s\\n" "$@"'
+
+    def words(self, tmp_path, printed: str) -> list[str]:
+        """Return the command line that a script starts: run by bash, with a stub in the place of everything."""
+        for name in ("srun", "scontrol", "squeue"):
+            path = tmp_path / name
+            path.write_text(f"#!/bin/bash\n[ {name} = srun ] || exit 1\n{self.SAYS}\n")
+            path.chmod(0o755)
+        env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NAME": "n", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "3"}
+        env |= {"SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_ARRAY_TASK_ID": "1"}
+        env |= {"SLURM_ARRAY_JOB_ID": "6"}
+        done = subprocess.run(
+            ["bash"], input=printed, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[1:-1]
+
+    def test_values_arrive_as_they_were_given(self, tmp_path):
+        hostile = ['data.root=/a b/$HOME/`id`/"q"/it\'s', "data.clients=[x, y]", "model.weights=a;b&c"]
+        found = self.words(tmp_path, text(*hostile, setup=("true",), ranks=3, name="n"))
+        expected = [word for value in hostile for word in ("--set", value)]
+        assert found == ["--mpi=pmi2", "fedmpi", "train", *expected, "--out", "runs/n-7", "--resume", "auto"]
+
+    def test_variants_of_an_array(self, tmp_path):
+        vary = "data.root=/a b/c's"
+        found = self.words(tmp_path, text(setup=("true",), vary=(vary,)))
+        assert found[3:] == ["--set", vary, "--out", "runs/n-6/data.root=_a b_c's", "--resume", "auto"]
+
+    def test_a_configuration_with_blanks_in_its_name(self, tmp_path):
+        path = tmp_path / "my run.yaml"
+        path.write_text("{}\n")
+        found = self.words(tmp_path, script(load_config(path), str(path), (), options({"setup": ("true",)})))
+        assert found[3] == str(path)
+
+
+class TestMistakes:
+    def test_an_unknown_option_lists_the_valid_ones(self):
+        with pytest.raises(ConfigError, match=f"unknown option 'nodez' of a job; valid: {', '.join(option_names())}"):
+            options({"nodez": 2})
+        done = CliRunner().invoke(cli, ["job", "--nodez", "2"])
+        assert done.exit_code == 2
+        for name in (*option_names(), "set"):
+            assert f"--{name}" in done.output
+
+    @pytest.mark.parametrize(("given", "message"), [
+        ({"time": "soon"}, "--time must be minutes"),
+        ({"launcher": "mpiexec"}, "--launcher must be one of srun-pmi2, srun-pmix, mpirun, got 'mpiexec'"),
+        ({"nodes": 0}, "--nodes must be at least 1, got 0"),
+        ({"partition": "a b"}, "--partition must be one word"),
+        ({"name": "a\n#SBATCH --uid=0"}, "--name must be one word"),
+        ({"seeds": (1, 1)}, "--seeds must be different"),
+        ({"setup": ("a\nb",)}, "--setup must be one line"),
+    ])  # fmt: skip
+    def test_values_that_cannot_be(self, given, message):
+        with pytest.raises(ConfigError, match=message):
+            options(given)
+
+    def test_ranks(self):
+        with pytest.raises(ConfigError, match=r"how many clients data\.root holds is not known here: give --ranks"):
+            text("data.root=x")
+        with pytest.raises(ConfigError, match="--ranks 12 for 8 clients: 3 would idle"):
+            text(ranks=12)
+        with pytest.raises(ConfigError, match="--nodes 4 for 3 ranks: a node would be empty"):
+            text(ranks=3, nodes=4)
+
+
+def test_every_option_is_described():
+    assert all(JobOptions.__dataclass_fields__[name].metadata["help"].endswith(".") for name in option_names())
