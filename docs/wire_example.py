@@ -1,4 +1,4 @@
-"""The worked example of wire-format.md: builds one message and prints its head, field by field.
+"""The worked examples of wire-format.md: one message, whose head is printed field by field, and one record of values.
 
 Run ``python docs/wire_example.py``; a test compares what it prints with the text.
 """
@@ -7,9 +7,21 @@ import struct
 import sys
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedmpi.sparse import Head, Kind, Layout, Mask, encode_head, kernels, values_checksum
+from fedmpi.sparse import (
+    Head,
+    Kind,
+    Layout,
+    Mask,
+    ValueCoding,
+    encode_head,
+    encode_values,
+    kernels,
+    values_checksum,
+)
 
+Values = NDArray[np.float32]
 LAYOUT = Layout(("fc.weight", "fc.bias"), ((32, 32), (32,)), ("bn.running_mean",), ((2,),))
 DIED = (3, 40, 41, 200, 517, 900)
 FIELDS = (
@@ -58,5 +70,12 @@ def listing(data: bytes) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
+def record() -> tuple[bytes, Values, Values]:
+    """Return the lossless record of six values, the reference and the values: 3, 0, 5, -6, 1 and 40 bits away."""
+    old = np.array([1.0, 1.0, -0.5, 0.75, 1.5, -0.625], np.float32)
+    new = (old.view(np.int32) + np.array([3, 0, 5, -6, 1, 40], np.int32)).view(np.float32)
+    return bytes(encode_values(new, ValueCoding.LOSSLESS_DELTA, old)), old, new
+
+
 if __name__ == "__main__":
-    sys.stdout.write(listing(example()[0]))
+    sys.stdout.write(f"{listing(example()[0])}\nrecord  {record()[0].hex()}\n")

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from fedmpi.sparse import Flag, Kind, MaskMode, ValueCoding, bitcode, decode_head
-from tests.sparse.support import reference_header, reference_mask
+from fedmpi.sparse.values_portable import Record
+from tests.sparse.support import reference_header, reference_mask, reference_values
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "wire-format.md").read_text(encoding="utf-8")
@@ -48,3 +49,11 @@ def test_every_name_and_number_is_in_the_text():
     for enum in (Kind, ValueCoding, MaskMode, Flag, bitcode.Coder):
         for member in enum:
             assert f"{member.value} {member.name}" in TEXT, member
+
+
+def test_the_record_of_the_text_is_what_the_code_writes_and_the_reference_decoder_reads():
+    data, old, new = EXAMPLE["record"]()
+    assert f"The script prints `{data.hex()}`" in TEXT
+    assert reference_values(data, old.view(np.uint32).tolist(), 6) == new.view(np.uint32).tolist()
+    for mode in Record:
+        assert f"| {mode.value} {mode.name} |" in TEXT
