@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import WireError
+from fedmpi.sparse import kernels_portable
 from fedmpi.sparse.backend import active, implementation
 from fedmpi.sparse.mask import Mask
 
@@ -32,8 +33,12 @@ def pack(theta: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: Val
     hi, words = _range(mask, lo, hi)
     dense = _dense(theta, "theta", mask, lo, hi)
     out = np.empty(mask.count(lo, hi), np.float32) if out is None else _vector(out, "out")
+    module = implementation()
     try:
-        implementation().pack(dense, words, out)
+        if module is kernels_portable:
+            kernels_portable.pack_at(dense, _positions(mask, lo, hi), out)
+        else:
+            module.pack(dense, words, out)
     except ValueError as error:
         raise WireError(f"out has {out.size} entries, the mask keeps {mask.count(lo, hi)} in {lo}:{hi}") from error
     return out
@@ -109,11 +114,26 @@ def merge_range(
     dense = _dense(old, "old", masks[0], lo, hi)
     target = np.empty(hi - lo, np.float32) if out is None else _dense(out, "out", masks[0], lo, hi)
     parts = [_vector(part, f"values {client}") for client, part in enumerate(values)]
+    module = implementation()
     try:
-        implementation().merge(dense, parts, words, weights, target, skip_pruned=skip_pruned)
+        if module is kernels_portable and len(masks) <= kernels_portable.MOST_CLIENTS:
+            places = [_positions(mask, lo, hi) for mask in masks]
+            kernels_portable.merge_at(dense, parts, places, words, weights, target, skip_pruned=skip_pruned)
+        else:
+            module.merge(dense, parts, words, weights, target, skip_pruned=skip_pruned)
     except ValueError as error:
         raise WireError(_misfit(parts, masks, lo, hi)) from error
     return target if out is None else out
+
+
+def _positions(mask: Mask, lo: int, hi: int) -> NDArray[np.integer]:
+    """Return the places of the kept entries within a range."""
+    if (lo, hi) == (0, mask.size):
+        return mask.positions
+    ends = np.array([lo, hi]).astype(mask.positions.dtype)  # another dtype would convert all positions
+    first, last = np.searchsorted(mask.positions, ends)
+    found = mask.positions[first:last]
+    return found - found.dtype.type(lo)
 
 
 def _misfit(values: Sequence[Values], masks: Sequence[Mask], lo: int, hi: int) -> str:
