@@ -1,6 +1,6 @@
 """One real round at the paper's size: the descriptions of configs/paper/ count the bytes that METHOD section 8 says.
 
-Slow, and a few gigabytes of memory: eight ResNets, 256x128 pixels, a handful of images per client, on a CPU.
+Minutes and a few gigabytes of memory, so only with `pytest -m full_size`: eight ResNets, 256x128 pixels, a handful of images per client, on a CPU.
 """
 
 from pathlib import Path
@@ -38,6 +38,7 @@ def one_round(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.full_size
 @pytest.mark.timeout(1600)
 @pytest.mark.parametrize("arch", PARAMETERS)
 def test_dense_bytes_of_a_round(one_round, arch):
@@ -52,6 +53,7 @@ def test_dense_bytes_of_a_round(one_round, arch):
 
 
 @pytest.mark.slow
+@pytest.mark.full_size
 @pytest.mark.timeout(1600)
 def test_fedklpr_at_full_size_sends_5_percent_less_up(one_round):
     with open_run(one_round("fedklpr-resnet50", "crr.enabled=false") / "run.h5") as run:
