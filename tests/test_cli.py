@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -67,14 +66,12 @@ class TestHelp:
 
     @pytest.mark.parametrize("option", ["--help", "--version"])
     def test_is_quick(self, option):
-        """Well under a second where nothing else runs; the best of three, since something else may."""
-
-        def seconds() -> float:
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "fedmpi", option], check=True, capture_output=True)
-            return time.perf_counter() - start
-
-        assert min(seconds() for _ in range(3)) < 2.0
+        """It waits for nothing heavy: what makes it slow is what it imports."""
+        code = "import runpy, sys\ntry: runpy.run_module('fedmpi', run_name='__main__')\n"
+        code += "except SystemExit: print(*sys.modules)"
+        said = subprocess.run([sys.executable, "-c", code, option], check=True, capture_output=True, text=True).stdout
+        heavy = {"torch", "torchvision", "mpi4py", "numpy", "scipy", "sklearn", "h5py", "pydantic", "yaml", "PIL"}
+        assert not heavy & set(said.splitlines()[-1].split())
 
 
 class TestUsage:
