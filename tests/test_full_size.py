@@ -1,6 +1,7 @@
 """One real round at the paper's size: the descriptions of configs/paper/ count the bytes that METHOD section 8 says.
 
-Minutes and a few gigabytes of memory, so only with `pytest -m full_size`: eight ResNets, 256x128 pixels, a handful of images per client, on a CPU.
+Minutes and a few gigabytes of memory, so only with `pytest -m full_size`: eight ResNets, 256x128 pixels, a handful of
+images per client, on a CPU.
 """
 
 from pathlib import Path

@@ -1,11 +1,16 @@
 """The text of a batch script: resources, environment, the command of the run, and how it survives being stopped."""
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from fedmpi.config import RunConfig
 from fedmpi.errors import ConfigError
 from fedmpi.slurm.options import LAUNCHERS, JobOptions
+
+if TYPE_CHECKING:
+    from fedmpi.config import RunConfig
 
 EMBEDDED_CLIENTS = 8
 WIDTH = 36
