@@ -85,7 +85,7 @@ class Journal:
             result.round,
             logbook.round_variables(result),
             logbook.client_variables(result, list(variables("clients"))),
-            logbook.layer_variables(self.layout, result.masks),
+            logbook.layer_variables(self.layout, result.masks, result.participants),
             logbook.message_table(result.messages, result.started),
         )
         self.last = result.clients

@@ -93,15 +93,17 @@ def client_variables(result: RoundResult, known: Sequence[str]) -> dict[str, NDA
     for message in result.messages:
         if message.direction in METHOD_DIRECTIONS:
             values["seconds_transfer"][message.client] += message.seconds
+    values["participated"] = np.isin(np.arange(clients), result.participants).astype(np.int64)
     values["skipped"] = np.isin(np.arange(clients), list(result.selection.skipped)).astype(np.int64)
     return values
 
 
-def layer_variables(layout: Layout, masks: Mapping[int, Mask]) -> dict[str, NDArray[Any]]:
+def layer_variables(layout: Layout, masks: Mapping[int, Mask], participants: Sequence[int]) -> dict[str, NDArray[Any]]:
     """Return the variables of ``/layers``, ``[clients, layers]``: kept share and uplink bytes of every tensor."""
     kept = np.array([[masks[c].count(t.slice.start, t.slice.stop) for t in layout.tensors] for c in sorted(masks)])
     sizes = np.array([t.slice.stop - t.slice.start for t in layout.tensors])
-    return {"density": kept / sizes, "bytes_values": 4 * kept}
+    sent = np.isin(sorted(masks), participants)[:, None]
+    return {"density": kept / sizes, "bytes_values": 4 * kept * sent}
 
 
 def mean(values: NDArray[np.float64]) -> float:

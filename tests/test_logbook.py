@@ -112,6 +112,7 @@ class TestVariables:
             merged=[0, 2],
             skipped={1: "its norm is nan"},
         ),
+        participants=(0, 1),
         seconds={"round": 9.0, "uplink": 2.0},
         started=77.0,
         control=160,
@@ -129,6 +130,7 @@ class TestVariables:
         assert got["weight"].tolist() == [0.1, 0.0, 0.9]
         assert got["klaw"].tolist() == [0.25, 0.0, 0.75]
         assert got["skipped"].tolist() == [0, 1, 0]
+        assert got["participated"].tolist() == [1, 1, 0]
         assert got["clusters"].tolist() == [3, -1, 5]
         assert got["crr_decision"].tolist() == [1, 0, 3]
         assert got["clusters"].dtype.kind == "i"
@@ -147,9 +149,10 @@ class TestVariables:
         kept = np.ones(128, bool)
         kept[:25] = False
         masks = {1: Mask.full(128), 0: Mask.from_bool(kept)}
-        got = logbook.layer_variables(layout, masks)
+        got = logbook.layer_variables(layout, masks, (0, 1))
         assert got["density"].tolist() == [[0.75, 1.0], [1.0, 1.0]]
         assert got["bytes_values"].tolist() == [[300, 112], [400, 112]]
+        assert logbook.layer_variables(layout, masks, (1,))["bytes_values"].tolist() == [[0, 0], [400, 112]]
 
 
 class TestSummary:

@@ -74,6 +74,13 @@ class Ranks:
         """The clients of this rank, ascending."""
         return tuple(c for c, host in enumerate(self.hosts) if host == self.comm.rank)
 
+    def waves(self) -> list[list[int]]:
+        """Return all clients in groups with at most one client per rank, ascending."""
+        turns: dict[int, list[int]] = {}
+        for client, host in enumerate(self.hosts):
+            turns.setdefault(self.hosts[:client].count(host), []).append(client)
+        return [turns[turn] for turn in sorted(turns)]
+
     def free(self) -> None:
         """*Collective*. Give the duplicates back."""
         self.comm.Free()

@@ -108,11 +108,11 @@ class Reduce:
         *,
         since: float,
     ) -> dict[int, Head]:
-        """*Collective*. Bring one head of every client to the server.
+        """*Collective*. Bring one head of every client that takes part to the server.
 
-        ``outgoing`` holds head and previous mask of each hosted client; ``known`` (server only) what it remembers of
-        every client. Returns the heads in client order on the server, nothing elsewhere. ``since`` is the clock at the
-        start of the round.
+        ``outgoing`` holds head and previous mask of each hosted one; ``known`` (server only) what it remembers of all
+        of them. Returns the heads in client order on the server, nothing elsewhere. ``since`` is the clock at the start
+        of the round.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class Reduce:
             self._patience.wait_all(sends, "the server to take the heads")
             return {}
         with self._meter.time("wait"):
-            raw = {c: encoded[c][0] if c in encoded else self._receive_head(c) for c in self._ranks.clients}
+            raw = {c: encoded[c][0] if c in encoded else self._receive_head(c) for c in sorted(known)}
         heads = {c: self._decode(data, kind, round, c, known[c]) for c, data in raw.items()}
         spent = time.perf_counter() - start
         headers = [Header.unpack(raw[c].data, self._layout, self._max_scalars) for c in raw]
@@ -167,14 +167,14 @@ class Reduce:
         skip_pruned: bool = True,
         references: Mapping[int, Values] | None = None,
     ) -> None:
-        """*Collective*. Merge all clients' values into ``theta``, in place, on the server.
+        """*Collective*. Merge the values of all that take part into ``theta``, in place, on the server.
 
         Parameters
         ----------
         values
             Surviving values of each hosted client, ``float32[nnz]``, as `rounded` returns them.
         masks
-            Masks of this round: of every client on the server, of the hosted ones elsewhere.
+            Masks of this round of those that take part: all on the server, the hosted ones elsewhere.
         heads, weights
             Server only: what `heads` returned, and the weight of every client that takes part. The values of other
             clients are received and dropped.
@@ -260,7 +260,7 @@ class Reduce:
     ) -> dict[int, tuple[NDArray[np.uint8], MPI.Request | None]]:
         """Start receiving range ``s`` of every client; the clients of this rank are read in place."""
         posted: dict[int, tuple[NDArray[np.uint8], MPI.Request | None]] = {}
-        for c in self._ranks.clients if s < len(self._segments) else ():
+        for c in sorted(masks) if s < len(self._segments) else ():
             count = masks[c].count(*self._segments[s])
             if c in values:
                 posted[c] = self._encode(values[c][at[c] : at[c] + count], c, s, masks, references), None

@@ -76,7 +76,8 @@ class DataConfig(Section):
     )
     split: Whole | None = key(
         None,
-        "Split one folder into this many clients by identity, so that a single data set makes a federation. "
+        "Split one folder, or one embedded client, into this many clients by identity, so that a single data set makes "
+        "a federation. "
         "null = one client per folder.",
         source="fedmpi",
         unit="clients",
@@ -147,9 +148,9 @@ class DataConfig(Section):
                 yield "clients", f"names '{name}' {times} times"
             if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
                 yield "clients", f"must be folder names below data.root, got '{name}'"
-        if self.split is not None and self.root is None:
-            yield "split", "needs data.root, the folder to split; the embedded people are clients already"
-        if self.split is not None and len(self.clients) > 1:
+        if self.split is not None and self.root is None and len(self.clients) != 1:
+            yield "split", "needs data.root, the folder to split, or one embedded client in data.clients"
+        elif self.split is not None and len(self.clients) > 1:
             yield "split", f"splits one folder, but data.clients names {len(self.clients)}"
         if isinstance(self.ide, Mapping) and self.clients and self.split is None:
             for name in self.ide:

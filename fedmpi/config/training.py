@@ -46,6 +46,15 @@ class FederationConfig(Section):
         ge=1,
         le=100_000,
     )
+    fraction: Number = key(
+        1.0,
+        "Share of the clients that take part in a round, at least one client; they are drawn anew every round from "
+        "`run.seed`. The others send and receive nothing, and keep what they have.",
+        source="fedmpi",
+        unit="share",
+        gt=0.0,
+        le=1.0,
+    )
 
 
 class AugmentConfig(Section):

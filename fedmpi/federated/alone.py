@@ -58,8 +58,9 @@ def run_alone(world: World, state: State, round: int) -> tuple[State, RoundResul
     noted, control = world.meter.take()
     messages = [replace(message, direction=Direction.EVALUATE) for message in noted]
     masks = {c: Mask.full(world.learner.layout.size) for c in world.ranks.clients}
+    who = (0,) if world.method.pooled else tuple(masks)
     selection = _selection(pooled=world.method.pooled)
-    return state, RoundResult(round, started, clock.seconds, rows, messages, control, selection, masks, evaluated)
+    return state, RoundResult(round, started, clock.seconds, rows, messages, control, selection, masks, evaluated, who)
 
 
 def _selection(*, pooled: bool) -> Selection:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.comm import Address, agree, control_bytes, gather_rows
+from fedmpi.comm.scatter import Parcel
 from fedmpi.config import RunConfig
 from fedmpi.federated.client import scores
 from fedmpi.federated.measurements import Measurements
@@ -38,23 +39,32 @@ def gather_logs(world: World, logs: Mapping[int, Measurements]) -> dict[str, NDA
 
 
 def evaluate(world: World, state: State, round: int, logs: Mapping[int, Measurements], clock: Clock) -> None:
-    """*Collective*. Send the whole global model round and let every client score it with its own mask, and as it is."""
+    """*Collective*. Send the whole global model round and let every client score it with its own mask, and as it is.
+
+    One client per rank at a time, so that no rank holds more than one whole model for it.
+    """
     now = time.perf_counter()
-    full = Mask.full(world.learner.layout.size)
-    addresses = {c: Address(full, 0) for c in state.histories()}
-    parcels = world.scatter(Kind.EVALUATION, round, addresses, source(state), since=clock.start)
-    with agree(world.ranks, "evaluation", world.patience) as stage:
-        for c, client in world.clients.items():
-            stage.enter(c)
-            with logs[c].time("evaluate"):
-                parcel, mask = parcels[c], state.clients[c].history.mask
-                personal = client.evaluate(parcel.values * mask.to_bool(), parcel.buffers)
-                logs[c].values |= scores(personal)
-                if world.config.evaluation.global_model:
-                    whole = personal if mask.is_full else client.evaluate(parcel.values, parcel.buffers)
-                    logs[c].values |= scores(whole, "global_")
-    world.meter.control += control_bytes(world.ranks)
+    full, known = Mask.full(world.learner.layout.size), state.histories()
+    for wave in world.ranks.waves():
+        addresses = {c: Address(full, 0) for c in wave if c in known}
+        parcels = world.scatter(Kind.EVALUATION, round, addresses, source(state), since=clock.start)
+        with agree(world.ranks, "evaluation", world.patience) as stage:
+            for c in sorted(parcels):
+                stage.enter(c)
+                _score(world, c, state.clients[c].history.mask, parcels[c], logs[c])
+        world.meter.control += control_bytes(world.ranks)
     clock.lap("evaluate", now)
+
+
+def _score(world: World, c: int, mask: Mask, parcel: Parcel, log: Measurements) -> None:
+    """Score the personalized and the global model on a hosted client's test images."""
+    client = world.clients[c]
+    with log.time("evaluate"):
+        personal = client.evaluate(parcel.values * mask.to_bool(), parcel.buffers)
+        log.values |= scores(personal)
+        if world.config.evaluation.global_model:
+            whole = personal if mask.is_full else client.evaluate(parcel.values, parcel.buffers)
+            log.values |= scores(whole, "global_")
 
 
 def source(state: State) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:

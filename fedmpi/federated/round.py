@@ -15,7 +15,8 @@ from fedmpi.federated.measurements import Measurements
 from fedmpi.federated.measuring import CLIENT_FIELDS, evaluate, gather_logs, is_due, source
 from fedmpi.federated.server import SCALARS, Selection, mask_of, mean_buffers, select
 from fedmpi.federated.world import Clock, RoundResult, State, World, first_state
-from fedmpi.sparse import Flag, Head, Kind, Mask, values_checksum
+from fedmpi.pruning import density
+from fedmpi.sparse import Flag, Head, Kind, values_checksum
 
 
 def run_round(world: World, state: State, round: int) -> tuple[State, RoundResult | None]:
@@ -28,9 +29,10 @@ def run_round(world: World, state: State, round: int) -> tuple[State, RoundResul
     clock, started = Clock(), time.time()
     world.meter.take_seconds()  # of what came before: models that moved only to be evaluated
     logs = {c: Measurements() for c in world.ranks.hosted}
+    _note_absent(world, state, round, logs)
     state, received = _deliver(world, state, round, logs, clock)
     state, updates = _train(world, state, received, round, logs, clock)
-    state, selection, masks = _aggregate(world, state, updates, round, clock)
+    state, selection = _aggregate(world, state, updates, round, clock)
     _note_stages(world, logs, clock)
     evaluated = is_due(world.config, round)
     if evaluated:
@@ -40,7 +42,10 @@ def run_round(world: World, state: State, round: int) -> tuple[State, RoundResul
     if rows is None or selection is None:
         return state, None
     messages, control = world.meter.take()
-    return state, RoundResult(round, started, clock.seconds, rows, messages, control, selection, masks, evaluated)
+    masks, taken = {c: h.mask for c, h in state.histories().items()}, world.participants(round)
+    return state, RoundResult(
+        round, started, clock.seconds, rows, messages, control, selection, masks, evaluated, taken
+    )
 
 
 def _note_stages(world: World, logs: Mapping[int, Measurements], clock: Clock) -> None:
@@ -55,15 +60,16 @@ def _deliver(
     world: World, state: State, round: int, logs: Mapping[int, Measurements], clock: Clock
 ) -> tuple[State, dict[int, Received]]:
     """Downlink, and CRR's stage 2: the clients judge what they got, and fetch what they need back."""
-    references = state.references()
-    addresses = {c: Address(h.mask, h.epoch, references[c]) for c, h in state.histories().items()}
+    before = world.participants(round - 1)  # the others do not have what the server sent down last
+    references = {c: r if c in before else None for c, r in state.references().items()}
+    addresses = {c: Address(h.mask, h.epoch, references[c]) for c, h in _histories(world, state, round).items()}
     now = clock.start
     parcels = world.scatter(Kind.MODEL, round, addresses, source(state), since=clock.start)
     now = clock.lap("downlink", now)
     received: dict[int, Received] = {}
     clients = dict(state.clients)
     with agree(world.ranks, "judging the received model", world.patience) as stage:
-        for c, client in world.clients.items():
+        for c, client in world.taking_part(round).items():
             stage.enter(c)
             clients[c], received[c] = client.check(clients[c], parcels[c], logs[c])
     world.meter.control += control_bytes(world.ranks)
@@ -73,7 +79,8 @@ def _deliver(
         state, received = _recover(world, state, received, round, clock)
         clock.lap("downlink", now)
     if world.reduce.keeps_references:
-        clients = {c: replace(s, reference=received[c].theta) for c, s in state.clients.items()}
+        theta = {c: r.theta for c, r in received.items()}
+        clients = {c: replace(s, reference=theta.get(c)) for c, s in state.clients.items()}
         state = replace(state, clients=clients)
     return state, received
 
@@ -86,11 +93,11 @@ def _recover(
         c: (_request(world, round, c, state.clients[c].history, recover=r.recover), state.clients[c].history.mask)
         for c, r in received.items()
     }
-    heads = world.reduce.heads(Kind.REQUEST, round, requests, _known(state), since=clock.start)
+    heads = world.reduce.heads(Kind.REQUEST, round, requests, _known(world, state, round), since=clock.start)
     recovering = {c for c, head in heads.items() if head.flags & Flag.RECOVER} | {
         c for c, r in received.items() if r.recover
     }
-    histories = state.histories()
+    histories = _histories(world, state, round)
     addresses = {c: Address(histories[c].lost, histories[c].epoch) for c in recovering}
     if addresses:
         parcels = world.scatter(Kind.RECOVERED, round, addresses, source(state), since=clock.start)
@@ -126,7 +133,7 @@ def _train(
     updates: dict[int, Update] = {}
     clients = dict(state.clients)
     with agree(world.ranks, "local training", world.patience) as stage:
-        for c, client in world.clients.items():
+        for c, client in world.taking_part(round).items():
             stage.enter(c)
             clients[c], update = client.train(clients[c], received[c], round, logs[c])
             updates[c] = replace(update, values=world.reduce.rounded(update.values))
@@ -137,14 +144,14 @@ def _train(
 
 def _aggregate(
     world: World, state: State, updates: Mapping[int, Update], round: int, clock: Clock
-) -> tuple[State, Selection | None, dict[int, Mask]]:
+) -> tuple[State, Selection | None]:
     """Uplink: heads first, since the weights depend on them; then the values, merged as they arrive."""
     now = time.perf_counter()
     outgoing = {
         c: (_update_head(world, round, c, state.clients[c].history, u), state.clients[c].history.mask)
         for c, u in updates.items()
     }
-    heads = world.reduce.heads(Kind.UPDATE, round, outgoing, _known(state), since=clock.start)
+    heads = world.reduce.heads(Kind.UPDATE, round, outgoing, _known(world, state, round), since=clock.start)
     masks = {c: mask_of(head) for c, head in heads.items()} or {c: u.mask for c, u in updates.items()}
     selection = None
     with agree(world.ranks, "weighting the updates", world.patience):
@@ -162,9 +169,9 @@ def _aggregate(
     if server is not None and selection is not None:
         buffers = mean_buffers([heads[c] for c in selection.merged], selection.weights.weight)
         state = replace(state, server=replace(server, buffers=buffers, previous=previous))
-    after = {c: h.pruned(masks[c]) for c, h in state.histories().items()}
+    after = {c: h.pruned(masks[c]) for c, h in _histories(world, state, round).items()}
     clock.lap("uplink", now)
-    return state.with_histories(after), selection, masks
+    return state.with_histories(after), selection
 
 
 def _uplink_references(state: State, updates: Mapping[int, Update]) -> dict[int, NDArray[np.float32]]:
@@ -172,7 +179,7 @@ def _uplink_references(state: State, updates: Mapping[int, Update]) -> dict[int,
     return {
         c: s.reference
         for c, s in state.clients.items()
-        if s.reference is not None and not updates[c].mask.difference(s.history.mask).count()
+        if c in updates and s.reference is not None and not updates[c].mask.difference(s.history.mask).count()
     }
 
 
@@ -193,8 +200,21 @@ def _update_head(world: World, round: int, client: int, history: MaskHistory, up
     )
 
 
-def _known(state: State) -> dict[int, Known]:
-    return {c: Known(h.mask, h.epoch) for c, h in state.histories().items()}
+def _known(world: World, state: State, round: int) -> dict[int, Known]:
+    return {c: Known(h.mask, h.epoch) for c, h in _histories(world, state, round).items()}
+
+
+def _histories(world: World, state: State, round: int) -> dict[int, MaskHistory]:
+    """Return the mask histories of the round's participants that this rank knows."""
+    known = state.histories()
+    return {c: known[c] for c in world.participants(round) if c in known}
+
+
+def _note_absent(world: World, state: State, round: int, logs: Mapping[int, Measurements]) -> None:
+    """Note of the hosted clients that sit this round out what stays true of them."""
+    for c in set(world.clients) - set(world.participants(round)):
+        kept = state.clients[c].history.mask.to_bool()
+        logs[c].values["density"] = density(kept, world.learner.prunable)
 
 
 __all__ = [

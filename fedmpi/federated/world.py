@@ -14,6 +14,7 @@ from fedmpi.federated.client import Client, ClientState
 from fedmpi.federated.composition import Method, build
 from fedmpi.federated.history import MaskHistory
 from fedmpi.federated.learner import Learner
+from fedmpi.federated.participation import participants
 from fedmpi.federated.server import Selection, ServerState
 from fedmpi.sparse import Mask
 
@@ -39,6 +40,15 @@ class World:
     def method(self) -> Method:
         """The run's method."""
         return build(self.config)
+
+    def participants(self, round: int) -> tuple[int, ...]:
+        """Return the clients that take part in a round, the same on every rank; in those before round 0, all."""
+        clients = self.ranks.clients
+        return participants(self.config, len(clients), round) if round >= 0 else tuple(clients)
+
+    def taking_part(self, round: int) -> dict[int, Client]:
+        """Return the hosted clients that take part in a round."""
+        return {c: self.clients[c] for c in self.participants(round) if c in self.clients}
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ class RoundResult:
     selection: Selection
     masks: Mapping[int, Mask]
     evaluated: bool
+    participants: tuple[int, ...]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 SCHEMA_NAME: Final = "fedmpi-run"
-SCHEMA_VERSION: Final = (1, 1)
+SCHEMA_VERSION: Final = (1, 2)
 """(major, minor): a reader refuses a newer major and ignores what a newer minor adds."""
 
 NO_COUNT: Final = -1
@@ -211,6 +211,7 @@ def _client_method() -> list[Variable]:
         Variable("crr_decision", _RC, "i1", "1", "decision of cross-round recovery", 0, codes),
         *_floats(_RC, "1", probes),
         Variable("skipped", _RC, "i1", "1", "whether the server refused the update", 0, {0: "no", 1: "yes"}),
+        Variable("participated", _RC, "i1", "1", "whether the client took part in the round", 1, {0: "no", 1: "yes"}),
     ]
 
 

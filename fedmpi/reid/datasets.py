@@ -60,8 +60,12 @@ def load_client(data: DataConfig, seed: int, index: int) -> ClientData:
     names = client_names(data, seed)
     if data.split is None:
         return _load_source(data, seed, names[index])
-    whole = _load_source(data, seed, _sources(data)[0])
-    return _part(whole, names[index], seed=seed, parts=data.split, index=index)
+    source = _sources(data)[0]
+    if data.root is None:  # draw only what this client gets
+        planned = synthetic.planned_client(data, seed, source)
+        part = _part(planned, names[index], seed=seed, parts=data.split, index=index)
+        return synthetic.drawn(part, data, seed, source)
+    return _part(_load_source(data, seed, source), names[index], seed=seed, parts=data.split, index=index)
 
 
 def _sources(data: DataConfig) -> tuple[str, ...]:

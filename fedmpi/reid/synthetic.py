@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from fedmpi.config import DataConfig
+    from fedmpi.config import DataConfig, SyntheticConfig
     from fedmpi.reid.people import Person
     from fedmpi.reid.profiles import Profile
     from fedmpi.reid.scene import Camera
@@ -66,21 +67,54 @@ def draw_client(data: DataConfig, seed: int, name: str) -> ClientData:
     seed
         Seed of the run; the client's index in `NAMES` makes its draws independent of the other clients.
     """
+    return drawn(planned_client(data, seed, name), data, seed, name)
+
+
+@dataclass(frozen=True)
+class PlannedPixels:
+    """Images of one subset that are still to be drawn, so that a part of them can be chosen first."""
+
+    slots: tuple[Slot, ...]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Refuse: there is nothing to be seen yet."""
+        raise DataError(f"{self.name(index)} was not drawn")
+
+    def name(self, index: int) -> str:
+        """Return which image this will be."""
+        return str(self.slots[index])
+
+    def take(self, indices: NDArray[np.int64]) -> PlannedPixels:
+        """Return the images at `indices`, in that order."""
+        return PlannedPixels(tuple(self.slots[i] for i in indices))
+
+
+def planned_client(data: DataConfig, seed: int, name: str) -> ClientData:
+    """Return client `name` before anything is drawn: identities and cameras are known, pixels are not."""
     slots = plan_client(data, seed, name)
-    pixels = _draw(data, seed, name, slots)
-    lists = []
-    for subset in SUBSETS:
-        chosen = [i for i, slot in enumerate(slots) if slot.subset == subset]
-        lists.append(
-            ImageList(
-                pids=np.array([slots[i].pid for i in chosen], dtype=np.int64),
-                camids=np.array([slots[i].camid for i in chosen], dtype=np.int64),
-                pixels=MemoryPixels(
-                    pixels[chosen], tuple(f"{name}/{subset}/{file_name(name, slots[i])}" for i in chosen)
-                ),
-            )
-        )
-    return ClientData(name, *lists)
+    return ClientData(name, *(_planned(tuple(s for s in slots if s.subset == subset)) for subset in SUBSETS))
+
+
+def _planned(slots: tuple[Slot, ...]) -> ImageList:
+    pids = np.array([slot.pid for slot in slots], dtype=np.int64)
+    return ImageList(pids, np.array([slot.camid for slot in slots], dtype=np.int64), PlannedPixels(slots))
+
+
+def drawn(planned: ClientData, data: DataConfig, seed: int, name: str) -> ClientData:
+    """Draw what is planned of embedded client `name`; each image is the same whatever else is drawn."""
+    lists = (planned.train, planned.query, planned.gallery)
+    return ClientData(planned.name, *(_draw_list(part, data, seed, name) for part in lists))
+
+
+def _draw_list(planned: ImageList, data: DataConfig, seed: int, name: str) -> ImageList:
+    if not isinstance(planned.pixels, PlannedPixels):
+        raise TypeError("only planned images can be drawn")
+    slots = planned.pixels.slots
+    labels = tuple(f"{name}/{slot.subset}/{file_name(name, slot)}" for slot in slots)
+    return ImageList(planned.pids, planned.camids, MemoryPixels(_draw(data, seed, name, list(slots)), labels))
 
 
 def _draw(data: DataConfig, seed: int, name: str, slots: list[Slot]) -> NDArray[np.uint8]:
@@ -111,14 +145,19 @@ def plan_client(data: DataConfig, seed: int, name: str) -> list[Slot]:
     only in the gallery. A test identity has one query in each of two of its cameras. Looks depend on a person's number
     alone, so that a change of `data.synthetic.identities` adds or removes people and leaves the others as they are.
     """
+    return list(_slots(data.synthetic, seed, name))
+
+
+@lru_cache(maxsize=1)  # the parts of a split ask one after the other
+def _slots(size: SyntheticConfig, seed: int, name: str) -> tuple[Slot, ...]:
     profile = PROFILES[name]
-    factor = float(data.synthetic.identities)
+    factor = float(size.identities)
     train, test = (max(2, round(factor * number)) for number in (profile.train, profile.test))
     only_gallery = round(factor * profile.extra)
 
     def seen(pid: int, shots: tuple[int, int]) -> list[tuple[int, int]]:
         rng = generator(seed, Stream.SYNTHETIC, client=NAMES.index(name), round=PRESENCE, step=pid)
-        return _presence(rng, profile, shots, float(data.synthetic.images))
+        return _presence(rng, profile, shots, float(size.images))
 
     slots = [
         Slot("train_all", pid, camid, shot)
@@ -129,7 +168,7 @@ def plan_client(data: DataConfig, seed: int, name: str) -> list[Slot]:
     for number in range(test + only_gallery):
         pid = FIRST_TEST + number
         slots += _test_slots(pid, seen(pid, profile.test_shots), queries=2 if number < test else 0)
-    return sorted(slots, key=lambda slot: (SUBSETS.index(slot.subset), slot.pid, slot.camid, slot.shot))
+    return tuple(sorted(slots, key=lambda slot: (SUBSETS.index(slot.subset), slot.pid, slot.camid, slot.shot)))
 
 
 def _presence(
