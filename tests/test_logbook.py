@@ -27,6 +27,7 @@ def message(direction: Direction, client: int = 0, *, values: int = 0, dense: in
         scalars=8,
         dense=dense,
         mask_mode=mode,
+        coding=0,
         start=2.5,
         seconds=0.5,
     )

@@ -130,7 +130,8 @@ def crowding(hosts: Sequence[Host], memory: int, threads: int) -> Part:
         need, busy = host.ranks * memory, host.computing * threads
         ranks = f"{host.ranks} rank{'s' * (host.ranks > 1)}"
         part.facts[host.name] = (
-            f"{ranks}, {busy} computing thread{'s' * (busy > 1)} on {host.cores} core{'s' * (host.cores > 1)}; "
+            f"{ranks}, {busy} computing thread{'s' * (busy > 1)} on {host.cores} core{'s' * (host.cores > 1)} "
+            f"(room for compute.threads={max(1, host.cores // host.computing)}); "
             f"roughly {size(need)} of memory needed, {size(host.memory)} available"
         )
         if need > host.memory:

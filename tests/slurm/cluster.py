@@ -19,7 +19,7 @@ from tests.mpi import LAUNCHER_PREFIXES
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES, CPUS, GPUS = 3, 16, 9
-SECONDS = 300
+SECONDS = 900
 """Longest wait for anything; a machine that others use too is slow."""
 SETTLED = 4
 """Seconds after which a node has forgotten the job's last start; before, it refuses the next one."""

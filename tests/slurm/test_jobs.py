@@ -16,7 +16,7 @@ from tests.slurm.cluster import reason_to_skip, shell, wait
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip() or "runs"),
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(2400),
 ]
 JOBS = mpi.ROOT / "jobs"
 ROUNDS = 4
@@ -35,7 +35,7 @@ def tiny(site: Path, *more: str) -> None:
     driver = f"{sys.executable} {mpi.ROOT / 'tests/driver.py'} slow --"
     environment = f"export PYTHONPATH={mpi.ROOT} OMP_NUM_THREADS=1 DRIVER_OUT={site}"
     shell(site / "bin/fedmpi", [environment, f'exec {driver} "$@" {sets}'])
-    (site / "bin/mpirun").symlink_to(mpi.find_mpirun())
+    shell(site / "bin/mpirun", [f'exec {mpi.find_mpirun()} "$@"'])  # no link: it looks for its helpers beside itself
 
 
 def stub(site: Path, *lines: str) -> None:
