@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from fedmpi.config import DataConfig, SyntheticConfig
+    from fedmpi.config import DataConfig
     from fedmpi.reid.people import Person
     from fedmpi.reid.profiles import Profile
     from fedmpi.reid.scene import Camera
@@ -145,19 +145,18 @@ def plan_client(data: DataConfig, seed: int, name: str) -> list[Slot]:
     only in the gallery. A test identity has one query in each of two of its cameras. Looks depend on a person's number
     alone, so that a change of `data.synthetic.identities` adds or removes people and leaves the others as they are.
     """
-    return list(_slots(data.synthetic, seed, name))
+    return list(_slots(float(data.synthetic.identities), float(data.synthetic.images), seed, name))
 
 
 @lru_cache(maxsize=1)  # the parts of a split ask one after the other
-def _slots(size: SyntheticConfig, seed: int, name: str) -> tuple[Slot, ...]:
+def _slots(identities: float, images: float, seed: int, name: str) -> tuple[Slot, ...]:
     profile = PROFILES[name]
-    factor = float(size.identities)
-    train, test = (max(2, round(factor * number)) for number in (profile.train, profile.test))
-    only_gallery = round(factor * profile.extra)
+    train, test = (max(2, round(identities * number)) for number in (profile.train, profile.test))
+    only_gallery = round(identities * profile.extra)
 
     def seen(pid: int, shots: tuple[int, int]) -> list[tuple[int, int]]:
         rng = generator(seed, Stream.SYNTHETIC, client=NAMES.index(name), round=PRESENCE, step=pid)
-        return _presence(rng, profile, shots, float(size.images))
+        return _presence(rng, profile, shots, images)
 
     slots = [
         Slot("train_all", pid, camid, shot)
