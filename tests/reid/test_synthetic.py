@@ -19,7 +19,7 @@ def _data(*, root=None, clients=(), height=64, width=32, identities=1.0, images=
         height=height,
         width=width,
         max_megapixels=8.0,
-        name_images=False,
+        name_images=True,
         cache_dir=None,
         synthetic=SimpleNamespace(identities=identities, images=images, difficulty=difficulty),
     )
