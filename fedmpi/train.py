@@ -25,6 +25,7 @@ from fedmpi.comm import (
     check_one_world,
     check_same,
     gather_rows,
+    plan_downlink,
     plan_wire,
     same_number,
     same_text,
@@ -101,7 +102,9 @@ def train(
             return _say_finished(start, view)
         with deterministic(config):
             world, placed = _set_up(ranks, patience, config, stopper)
-            return _run(world, names, placed, out, start, view, stopper, begun)
+            summary = _run(world, names, placed, out, start, view, stopper, begun)
+        world.scatter.free()
+        return summary
     finally:
         ranks.free()
 
@@ -132,7 +135,10 @@ def _set_up(ranks: Ranks, patience: Patience, config: RunConfig, stopper: Stoppe
     wire = plan_wire(ranks, w.values, w.prefer, w.bandwidth_mb_s and 1e6 * w.bandwidth_mb_s, patience)
     segment_bytes = int(config.comm.segment_mb * 1e6)
     layout, n = learner.layout, len(SCALARS)
-    scatter = Scatter(ranks, layout, segment_bytes=segment_bytes, patience=patience, meter=meter, wire=wire)
+    shared = plan_downlink(ranks, layout.size, config.comm.downlink)
+    scatter = Scatter(
+        ranks, layout, segment_bytes=segment_bytes, patience=patience, meter=meter, wire=wire, shared=shared
+    )
     reduce = Reduce(
         ranks, layout, segment_bytes=segment_bytes, max_scalars=n, patience=patience, meter=meter, wire=wire
     )

@@ -292,16 +292,17 @@ class TestIdleClient:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """Return a function that runs on so many ranks, once, with recovery happening, and returns where everything is."""
-    done: dict[tuple[int, str], Path] = {}
+    done: dict[tuple[int, str, str], Path] = {}
 
-    def on(ranks: int, values: str = "auto") -> Path:
-        if (ranks, values) not in done:
-            folder = done[ranks, values] = tmp_path_factory.mktemp(f"ranks{ranks}{values}")
-            changes = sets("federation.rounds=4", "pruning.target=0.9", f"wire.values={values}")
+    def on(ranks: int, values: str = "auto", downlink: str = "messages") -> Path:
+        if (ranks, values, downlink) not in done:
+            folder = done[ranks, values, downlink] = tmp_path_factory.mktemp(f"ranks{ranks}{values}")
+            keys = (f"wire.values={values}", f"comm.downlink={downlink}")
+            changes = sets("federation.rounds=4", "pruning.target=0.9", *keys)
             command = ["train", write_config(folder), "--out", folder / "run", *changes]
             argv = [DRIVER, "count-bytes", "script-probe", "--", *command]
             mpi.succeed(ranks, argv, env={"DRIVER_OUT": str(folder)})
-        return done[ranks, values]
+        return done[ranks, values, downlink]
 
     return on
 
@@ -363,6 +364,24 @@ class TestRanks:
             for way, ratio in ((b"up", 0.75), (b"down", 0.75), (b"eval", 0.95)):
                 less, whole = (r.messages["values"][r.messages["direction"] == way].sum() for r in (coded, raw))
                 assert less <= ratio * whole
+
+    @pytest.mark.parametrize("ranks", [2, 3])
+    def test_values_taken_from_shared_memory_change_nothing_that_is_recorded(self, job, ranks):
+        folder = job(ranks, downlink="shared")
+        assert files(folder / "run") == files(job(3) / "run")
+        with open_run(folder / "run") as taken, open_run(job(3) / "run") as sent:
+            names = [name for name in sent.messages.dtype.names if name not in {"start", "seconds"}]
+            for name in names:
+                np.testing.assert_array_equal(taken.messages[name], sent.messages[name])
+            messages = taken.messages
+        down = np.isin(messages["direction"], [b"down", b"recover", b"eval"])
+        handed = json.loads((folder / "sent-0.json").read_text())
+        assert handed == (messages["bytes"] - messages["values"])[down].sum()
+
+    def test_lossless_values_are_messages_whatever_is_shared(self, job):
+        shared, messages = (job(3, "lossless", downlink) for downlink in ("shared", "messages"))
+        assert (shared / "sent-0.json").read_text() == (messages / "sent-0.json").read_text()
+        assert files(shared / "run") == files(messages / "run")
 
     def test_in_one_process_nothing_is_handed_to_mpi_but_the_record_is_the_same(self, job):
         assert json.loads((job(1) / "sent-0.json").read_text()) == 0

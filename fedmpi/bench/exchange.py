@@ -14,7 +14,7 @@ from fedmpi.bench.field import Field, Way, peak_above
 from fedmpi.bench.records import Record, cell, milliseconds
 from fedmpi.bench.sparse import Sparse
 from fedmpi.bench.timing import Times, middle, ratio
-from fedmpi.comm import SERVER, Ranks, check_one_world, check_same
+from fedmpi.comm import SERVER, Ranks, SharedVector, check_one_world, check_same, plan_downlink
 from fedmpi.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -56,21 +56,28 @@ def measure(
     torch.set_num_threads(1)
     try:
         field = Field(ranks, layout, segment_bytes)
-        records = list(_measured(field, _ways(field, densities, codings), repeats))
+        shared = plan_downlink(ranks, layout.size, "auto")
+        if shared is not None:
+            shared.least = 0.0  # at every density, worth it or not
+        records = list(_measured(field, _ways(field, densities, codings, shared), repeats))
     finally:
         torch.set_num_threads(threads)
+    if shared is not None:
+        shared.free()
     ranks.free()
     return records if comm.rank == SERVER else []
 
 
-def _ways(field: Field, densities: Sequence[float], codings: Sequence[str]) -> list[Way]:
+def _ways(field: Field, densities: Sequence[float], codings: Sequence[str], shared: SharedVector | None) -> list[Way]:
     dense: list[Way] = [
         Streamed(field, "dense, whole vectors", whole=True),
         Streamed(field, "dense, segmented", whole=False),
         Collective(field),
         Pickled(field),
     ]
-    return [*dense, *(Sparse(field, density, coding) for coding in codings for density in densities)]
+    sparse = [Sparse(field, density, coding) for coding in codings for density in densities]
+    taking = [Sparse(field, density, "raw", shared) for density in densities if shared is not None and "raw" in codings]
+    return [*dense, *sparse, *taking]
 
 
 def _measured(field: Field, ways: list[Way], repeats: int) -> Iterator[Record]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedmpi.bench.cases import draw_mask, draw_trained
 from fedmpi.bench.field import Field
-from fedmpi.comm import Address, Known, Meter, Reduce, Scatter
+from fedmpi.comm import Address, Known, Meter, Reduce, Scatter, SharedVector
 from fedmpi.comm.coding import Wire
 from fedmpi.errors import WireError
 from fedmpi.sparse import Head, Kind, Mask, values_checksum
@@ -21,20 +21,22 @@ _CHECKED = 1 << 18
 class Sparse:
     """Scatter and gather-merge at one density; masks are drawn from the client's number and known on both ends.
 
-    ``coding`` is a value of the key ``wire.values``. Lossless values are coded against what was sent before.
+    ``coding`` is a value of the key ``wire.values``. Lossless values are coded against what was sent before. With
+    ``shared`` memory, clients take their values from there.
     """
 
-    plan = "segmented"
-
-    def __init__(self, field: Field, density: float, coding: str = "raw") -> None:
+    def __init__(self, field: Field, density: float, coding: str = "raw", shared: SharedVector | None = None) -> None:
         self._field, self.density, self.coding = field, density, coding
+        self.plan = "segmented" if shared is None else "shared down"
         ranks, layout, size = field.ranks, field.layout, field.layout.size
         named = ranks.clients if ranks.is_server else ranks.hosted
         self._masks = {c: draw_mask(size, density, 1000 + c) for c in named}
         self._meter, self._round, self._buffers = Meter(), 0, np.zeros(layout.buffer_size, np.float32)
         wire, patience, per = Wire(values=coding), field.patience, field.segment_bytes
         self._earlier = field.earlier if coding == "lossless" else None
-        self._scatter = Scatter(ranks, layout, segment_bytes=per, patience=patience, meter=self._meter, wire=wire)
+        self._scatter = Scatter(
+            ranks, layout, segment_bytes=per, patience=patience, meter=self._meter, wire=wire, shared=shared
+        )
         self._reduce = Reduce(
             ranks, layout, segment_bytes=per, max_scalars=3, patience=patience, meter=self._meter, wire=wire
         )

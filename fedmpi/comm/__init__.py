@@ -8,9 +8,11 @@ from fedmpi.comm.blobs import gather_blobs, same_number, same_text, scatter_blob
 from fedmpi.comm.coding import Wire
 from fedmpi.comm.gather import gather_rows
 from fedmpi.comm.link import plan_wire
+from fedmpi.comm.parcels import Address, Parcel
 from fedmpi.comm.ranks import SERVER, Ranks, check_one_world, check_same, host_names
 from fedmpi.comm.reduce import Known, Reduce
-from fedmpi.comm.scatter import Address, Parcel, Scatter
+from fedmpi.comm.scatter import Scatter
+from fedmpi.comm.shared import SharedVector, plan_downlink
 from fedmpi.comm.traffic import Direction, Meter, Traffic
 from fedmpi.comm.waiting import Patience
 
@@ -25,6 +27,7 @@ __all__ = [
     "Ranks",
     "Reduce",
     "Scatter",
+    "SharedVector",
     "Traffic",
     "Wire",
     "agree",
@@ -34,6 +37,7 @@ __all__ = [
     "gather_blobs",
     "gather_rows",
     "host_names",
+    "plan_downlink",
     "plan_wire",
     "same_number",
     "same_text",

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.comm.scatter import check_values
 from fedmpi.comm.traffic import Meter
-from fedmpi.sparse import Checksum, Head, Mask, decode_range, values_checksum
+from fedmpi.sparse import Checksum, Head, Mask, check_values, decode_range, values_checksum
 from fedmpi.sparse.kernels import merge_range
 
 
@@ -71,4 +70,5 @@ class Merge:
     def check(self) -> None:
         """Raise ``WireError`` when a client's values do not have the checksum that its head announced."""
         for client, found in self._sums.items():
-            check_values(found, self._heads[client], f"the update of client {client}")
+            head = self._heads[client]
+            check_values(found, head.values_checksum, head.nnz, f"the update of client {client}")

@@ -2,7 +2,7 @@
 
 Two steps, because the weights of the mean depend on what the heads say: ``heads`` brings mask changes, buffers and
 scalars; ``merge`` moves the values. All clients' values of one parameter range are merged, in client order, while the
-next range arrives: the server holds two ranges per client and nothing else, and the bits of the result depend neither
+next ones arrive: the server holds a few ranges per client and nothing else, and the bits of the result depend neither
 on the order of arrival nor on the number of ranks.
 """
 
@@ -15,6 +15,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.comm.coding import Wire
+from fedmpi.comm.flight import Flight, budget
 from fedmpi.comm.merging import Merge
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.segments import segments
@@ -37,6 +38,7 @@ from fedmpi.sparse.header import Header
 from fedmpi.sparse.kernels import pack
 
 Values = NDArray[np.float32]
+Arriving = dict[int, tuple[NDArray[np.uint8], MPI.Request | None]]
 
 
 @dataclass(frozen=True)
@@ -232,23 +234,29 @@ class Reduce:
     def _arrivals(
         self, values: Mapping[int, Values], masks: Mapping[int, Mask], references: Mapping[int, Values]
     ) -> Iterator[dict[int, NDArray[np.uint8]]]:
-        """Yield every client's values range by range; the next range arrives while the caller works on this one."""
+        """Yield every client's values range by range; the next ranges arrive while the caller works on this one."""
         at = dict.fromkeys(values, 0)
-        arriving = self._post(0, masks, values, references, at)
-        for s in range(len(self._segments)):
-            following = self._post(s + 1, masks, values, references, at)
-            arrived = {}
-            for client, (buffer, request) in arriving.items():
-                what = f"the values of client {client} on rank {self._ranks.hosts[client]}"
-                with self._meter.time("transfer"):
-                    size = self._patience.wait_bytes([request], what)[0] if request is not None else buffer.size
-                arrived[client] = buffer[:size]
+        flight: Flight[Arriving] = Flight(budget(self._layout.size))
+        following = 0
+        for _ in self._segments:
+            while following < len(self._segments) and not flight.is_full:
+                posted = self._post(following, masks, values, references, at)
+                flight.add(sum(buffer.size for buffer, _ in posted.values()), posted)
+                following += 1
+            arrived = {c: self._await(c, *posted) for c, posted in flight.pop().items()}
             try:
                 yield arrived
             except GeneratorExit:
-                keep_alive(following.values())
+                keep_alive(flight.items)
                 raise
-            arriving = following
+
+    def _await(self, client: int, buffer: NDArray[np.uint8], request: MPI.Request | None) -> NDArray[np.uint8]:
+        """Return what came of a client's range."""
+        if request is None:
+            return buffer
+        what = f"the values of client {client} on rank {self._ranks.hosts[client]}"
+        with self._meter.time("transfer"):
+            return buffer[: self._patience.wait_bytes([request], what)[0]]
 
     def _post(
         self,
@@ -257,9 +265,9 @@ class Reduce:
         values: Mapping[int, Values],
         references: Mapping[int, Values],
         at: dict[int, int],
-    ) -> dict[int, tuple[NDArray[np.uint8], MPI.Request | None]]:
+    ) -> Arriving:
         """Start receiving range ``s`` of every client; the clients of this rank are read in place."""
-        posted: dict[int, tuple[NDArray[np.uint8], MPI.Request | None]] = {}
+        posted: Arriving = {}
         for c in sorted(masks) if s < len(self._segments) else ():
             count = masks[c].count(*self._segments[s])
             if c in values:

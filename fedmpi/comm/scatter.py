@@ -1,35 +1,45 @@
 """Downlink: to every client the values of the server's vector at the positions that its mask keeps.
 
 Both ends know the positions, so no index travels; the head carries their hash, and a client whose mask differs refuses.
-A planned object: construct with ranks and layout, call once per delivery.
+A planned object: construct with ranks and layout, call once per delivery. Values travel as messages, or clients take
+them from memory that they share with the server; the same values, and the same bytes in the log.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.comm.coding import Wire
+from fedmpi.comm.flight import Flight, budget
+from fedmpi.comm.parcels import Address, Parcel
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.segments import segments
+from fedmpi.comm.shared import SharedVector
 from fedmpi.comm.traffic import Meter, Traffic
 from fedmpi.comm.waiting import Patience
 from fedmpi.errors import WireError
 from fedmpi.sparse import (
+    TRAILER_SIZE,
     Checksum,
+    Flag,
     Head,
     Kind,
     Layout,
-    Mask,
     ValueCoding,
+    check_values,
+    cut_checksum,
     decode_head,
     decode_range,
+    decode_trailer,
     encode_head,
-    encode_range,
+    encode_kept,
+    encode_trailer,
+    fill_checksum,
     head_bound,
+    kept,
     rounded,
     values_bound,
     values_checksum,
@@ -38,26 +48,6 @@ from fedmpi.sparse.header import Header
 from fedmpi.sparse.kernels import pack
 
 Bytes = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Address:
-    """Which positions one client receives, and the epoch of the mask that says so (both ends know both).
-
-    ``reference`` (``float32[N]``, or None) holds earlier values, the same at both ends at these positions.
-    """
-
-    positions: Mask
-    epoch: int
-    reference: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """What one client received: values at its positions, ``float32[nnz]``, and buffers, ``float32[B]``."""
-
-    values: NDArray[np.float32]
-    buffers: NDArray[np.float32]
 
 
 class Scatter:
@@ -71,6 +61,8 @@ class Scatter:
         Size of a parameter range when dense, in bytes.
     wire
         Chooses the coding of each message's values.
+    shared
+        Memory from which clients may take raw values; `free` gives it back.
     """
 
     def __init__(
@@ -82,9 +74,10 @@ class Scatter:
         patience: Patience,
         meter: Meter,
         wire: Wire = Wire(),  # noqa: B008 - frozen
+        shared: SharedVector | None = None,
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
-        self._segments, self._wire = segments(layout.size, segment_bytes), wire
+        self._segments, self._wire, self._shared = segments(layout.size, segment_bytes), wire, shared
 
     def __call__(
         self,
@@ -120,14 +113,32 @@ class Scatter:
     ) -> dict[int, Parcel]:
         start = time.perf_counter()
         codings = {c: self._wire.coding(reference=a.reference is not None) for c, a in addresses.items()}
+        shared = self._shared if self._is_shared(addresses, codings) else None
+        flag = Flag.TRAILING if shared is None else Flag.SHARED
         with self._meter.time("encode"):
-            heads = {c: self._head(kind, round, c, a, theta, buffers, codings[c]) for c, a in addresses.items()}
-        local = {c: np.empty(a.positions.count(), np.float32) for c, a in addresses.items() if self._is_local(c)}
-        sizes = self._send_values(theta, addresses, heads, codings, local)
-        spent = time.perf_counter() - start
+            heads = {c: self._head(kind, round, c, a, buffers, codings[c], flag) for c, a in addresses.items()}
         headers = {c: Header.unpack(head.data, self._layout, 0) for c, head in heads.items()}
+        local = {c: np.empty(a.positions.count(), np.float32) for c, a in addresses.items() if self._is_local(c)}
+        if shared is None:
+            sizes = self._send_values(theta, addresses, heads, codings, local)
+        else:
+            sizes = {c: header.value_bytes for c, header in headers.items()}
+            self._share_values(theta, heads, shared)
+        spent = time.perf_counter() - start
         self._meter.add(Traffic.of(h, start=start - since, seconds=spent, values=sizes[c]) for c, h in headers.items())
         return {c: Parcel(values, buffers.copy()) for c, values in local.items()}
+
+    def _is_shared(self, addresses: Mapping[int, Address], codings: Mapping[int, ValueCoding]) -> bool:
+        """Return whether the clients are to take the values; coded ones have fewer bytes and are messages."""
+        raw = all(coding == ValueCoding.RAW_F32 for coding in codings.values())
+        dense = sum(a.positions.density for a in addresses.values())
+        return self._shared is not None and raw and dense >= self._shared.least
+
+    def free(self) -> None:
+        """*Collective*. Give back the shared memory, if there is any; the plan must not be used any more."""
+        if self._shared is not None:
+            self._shared.free()
+            self._shared = None
 
     def _is_local(self, client: int) -> bool:
         return self._ranks.hosts[client] == SERVER
@@ -138,9 +149,9 @@ class Scatter:
         round: int,
         client: int,
         address: Address,
-        theta: NDArray[np.float32],
         buffers: NDArray[np.float32],
         coding: ValueCoding,
+        flag: Flag,
     ) -> Bytes:
         head = Head(
             kind=kind,
@@ -150,20 +161,22 @@ class Scatter:
             epoch=address.epoch,
             mask=address.positions,
             buffers=buffers,
-            values_checksum=self._checksum(theta, address.positions, coding),
+            flags=flag,
             segments=len(self._segments),
             coding=coding,
         )
         return encode_head(head, self._layout, previous=address.positions)[0]
 
-    def _checksum(self, theta: NDArray[np.float32], positions: Mask, coding: ValueCoding) -> Checksum:
-        """Return the checksum of the values to come; packing twice costs less than holding them all."""
-        total, at = Checksum(), 0
-        for lo, hi in self._segments:
-            values = rounded(pack(theta, positions, lo, hi), coding)
-            total = total.combine(values_checksum(values, at))
-            at += values.size
-        return total
+    def _share_values(self, theta: NDArray[np.float32], heads: Mapping[int, Bytes], shared: SharedVector) -> None:
+        """Write the vector, tell the clients, and wait until each has said, in an empty message, that it has its."""
+        hosts, comm = self._ranks.hosts, self._ranks.comm
+        with self._meter.time("encode"):
+            np.copyto(shared.array, theta)
+            shared.sync()
+        taken = {c: comm.Irecv([bytearray(), MPI.BYTE], hosts[c]) for c in heads}
+        self._wait_for_takers({c: comm.Isend([head, MPI.BYTE], hosts[c]) for c, head in heads.items()})
+        self._wait_for_takers(taken)
+        shared.sync()
 
     def _send_values(
         self,
@@ -173,28 +186,31 @@ class Scatter:
         codings: dict[int, ValueCoding],
         local: dict[int, NDArray[np.float32]],
     ) -> dict[int, int]:
-        """Send heads, then the values range by range, and fill in those of ``local`` clients; return bytes of values.
-
-        At most two ranges are in flight, so memory stays small.
-        """
+        """Send heads, the values range by range, and their checksums; fill in ``local``; return bytes of values."""
         hosts, comm = self._ranks.hosts, self._ranks.comm
-        sizes, at = dict.fromkeys(addresses, 0), dict.fromkeys(local, 0)
-        before = {c: comm.Isend([heads[c], MPI.BYTE], hosts[c]) for c in addresses if c not in local}
+        remote = [c for c in addresses if c not in local]
+        sizes, at, sums = dict.fromkeys(addresses, 0), dict.fromkeys(addresses, 0), dict.fromkeys(addresses, Checksum())
+        flight: Flight[dict[int, MPI.Request]] = Flight(budget(self._layout.size))
+        flight.add(0, {c: comm.Isend([cut_checksum(heads[c]), MPI.BYTE], hosts[c]) for c in remote})
         for lo, hi in self._segments:
-            now = {}
+            now, held = {}, 0
             for c, a in addresses.items():
                 with self._meter.time("encode"):
-                    data = encode_range(theta, a.positions, lo, hi, codings[c], a.reference)
-                sizes[c] += data.size
+                    values = rounded(kept(theta, a.positions, lo, hi), codings[c])
+                    sums[c] = sums[c].combine(values_checksum(values, at[c]))
+                    data = encode_kept(values, a.positions, lo, hi, codings[c], a.reference)
                 if c in local:
-                    values = decode_range(data, a.positions, lo, hi, codings[c], a.reference)
                     local[c][at[c] : at[c] + values.size] = values
-                    at[c] += values.size
                 elif data.size:
                     now[c] = comm.Isend([data, MPI.BYTE], hosts[c])
-            self._wait_for_takers(before)
-            before = now
-        self._wait_for_takers(before)
+                    held += 0 if np.may_share_memory(data, theta) else data.size
+                sizes[c], at[c] = sizes[c] + data.size, at[c] + values.size
+            flight.add(held, now)
+            while flight.is_full:
+                self._wait_for_takers(flight.pop())
+        flight.add(0, {c: comm.Isend([encode_trailer(sums[c]), MPI.BYTE], hosts[c]) for c in remote})
+        while flight:
+            self._wait_for_takers(flight.pop())
         return sizes
 
     def _wait_for_takers(self, sends: Mapping[int, MPI.Request]) -> None:
@@ -203,27 +219,47 @@ class Scatter:
                 self._patience.wait(request, f"client {c} on rank {self._ranks.hosts[c]} to take the model")
 
     def _receive(self, kind: Kind, round: int, addresses: dict[int, Address]) -> dict[int, Parcel]:
-        comm, limit = self._ranks.comm, head_bound(self._layout, 0)
-        heads = {
-            c: decode_head(
-                self._patience.receive_bytes(comm, SERVER, limit, f"the model for client {c}"),
-                self._layout,
-                kind=kind,
-                round=round,
-                client=c,
-                epoch=a.epoch,
-                previous=a.positions,
-                segments=len(self._segments),
-                max_scalars=0,
-            )
-            for c, a in addresses.items()
-        }
-        values = {c: np.empty(a.positions.count(), np.float32) for c, a in addresses.items()}
-        codings = {c: head.coding for c, head in heads.items()}
-        self._receive_values(addresses, codings, values)
-        for c, received in values.items():
-            check_values(values_checksum(received), heads[c], f"the model for client {c}")
+        heads = {c: self._receive_head(kind, round, c, a) for c, a in addresses.items()}
+        if any(head.flags & Flag.SHARED for head in heads.values()):
+            values = self._take_values(addresses)
+        else:
+            codings = {c: head.coding for c, head in heads.items()}
+            values = {c: np.empty(a.positions.count(), np.float32) for c, a in addresses.items()}
+            self._receive_values(addresses, codings, values)
+            self._check(values)
         return {c: Parcel(values[c], heads[c].buffers) for c in addresses}
+
+    def _receive_head(self, kind: Kind, round: int, client: int, address: Address) -> Head:
+        limit, what = head_bound(self._layout, 0), f"the model for client {client}"
+        return decode_head(
+            fill_checksum(self._patience.receive_bytes(self._ranks.comm, SERVER, limit, what)),
+            self._layout,
+            kind=kind,
+            round=round,
+            client=client,
+            epoch=address.epoch,
+            previous=address.positions,
+            segments=len(self._segments),
+            max_scalars=0,
+        )
+
+    def _take_values(self, addresses: Mapping[int, Address]) -> dict[int, NDArray[np.float32]]:
+        """Take the values of all hosted clients from shared memory, and say so."""
+        if self._shared is None:
+            raise WireError("the server's values are in shared memory, of which this rank knows nothing")
+        self._shared.sync()
+        values = {c: pack(self._shared.array, a.positions) for c, a in addresses.items()}
+        self._shared.sync()
+        said = [self._ranks.comm.Isend([b"", MPI.BYTE], SERVER) for _ in addresses]
+        self._patience.wait_all(said, "the server to hear that its model is taken")
+        return values
+
+    def _check(self, values: Mapping[int, NDArray[np.float32]]) -> None:
+        """Receive the checksums that follow the values, and compare."""
+        for c, received in values.items():
+            what = f"the model for client {c}"
+            trailer = self._patience.receive_bytes(self._ranks.comm, SERVER, TRAILER_SIZE, what)
+            check_values(values_checksum(received), decode_trailer(trailer), received.size, what)
 
     def _receive_values(
         self, addresses: dict[int, Address], codings: dict[int, ValueCoding], values: dict[int, NDArray[np.float32]]
@@ -246,10 +282,3 @@ class Scatter:
         for (c, lo, hi, target, buffer, _), size in zip(posted, sizes, strict=True):
             a = addresses[c]
             target[:] = decode_range(buffer[:size], a.positions, lo, hi, codings[c], a.reference)
-
-
-def check_values(found: Checksum, head: Head, what: str) -> None:
-    """Raise ``WireError`` when the values that came do not have the checksum that was announced. *Not collective.*"""
-    if found != head.values_checksum:
-        message = f"{what}: the checksum of {head.nnz} values does not match; they were damaged on the way"
-        raise WireError(message)

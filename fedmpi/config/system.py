@@ -114,6 +114,14 @@ class CommConfig(Section):
         gt=0.0,
         le=2000.0,
     )
+    downlink: Literal["messages", "shared", "auto"] = key(
+        "messages",
+        "How clients get the model. messages = every client is sent its values; shared = the ranks, all on one host, "
+        "share the vector in memory and every client takes its values, which the log counts as if they had been sent; "
+        "auto = shared where that is cheaper (one host, raw values, densities that sum to 1 or more), else messages. "
+        "The same results and the same bytes in the log.",
+        source="fedmpi",
+    )
     deadline_s: Number = key(
         7200.0,
         "Longest wait for another rank before the run fails with its name. Set it above the longest local training.",

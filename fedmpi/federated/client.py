@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.comm.scatter import Parcel
+from fedmpi.comm.parcels import Parcel
 from fedmpi.config import RunConfig
 from fedmpi.errors import DataError, TrainingError
 from fedmpi.federated.composition import build

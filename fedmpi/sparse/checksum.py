@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.errors import WireError
 from fedmpi.sparse.backend import implementation
 
-__all__ = ["Checksum", "values_checksum"]
+__all__ = ["Checksum", "check_values", "values_checksum"]
 
 _MODULUS = 1 << 64
 
@@ -30,3 +31,9 @@ def values_checksum(values: NDArray[np.float32], offset: int = 0) -> Checksum:
     So the checksum of a message is the combination of those of its segments, wherever it is cut.
     """
     return Checksum(*implementation().checksum(values, offset % 2))
+
+
+def check_values(found: Checksum, announced: Checksum, count: int, what: str) -> None:
+    """Raise ``WireError`` when ``count`` values that came do not have the announced checksum."""
+    if found != announced:
+        raise WireError(f"{what}: the checksum of {count} values does not match; they were damaged on the way")

@@ -13,7 +13,7 @@ from fedmpi.sparse.mask_codec import EMPTY_MODES, MaskMode, mask_bound
 __all__ = ["HEADER_SIZE", "Flag", "Header", "Kind", "ValueCoding"]
 
 MAGIC = b"FMS1"
-VERSION = 1
+VERSION = 2
 HEADER_SIZE = 128
 _FORMAT = struct.Struct("<4s4BHHIIIIIQQQQIIQQ8s16sI8s4x")
 _CHECKSUM_AT = slice(12, 16)
@@ -46,11 +46,14 @@ class Flag(IntFlag):
     RECOVER = 1  # client asks for the values of its last good mask
     RESYNC = 2  # sender asks for, or sends, a mask that needs no memory of earlier ones
     LAST = 4  # no further message of this kind follows in this run
+    TRAILING = 8  # the checksum of the values follows them; the head travels without it
+    SHARED = 16  # the receiver takes the values from memory that both ends share
 
 
 VALUE_BYTES = {ValueCoding.RAW_F32: 4, ValueCoding.BF16: 2, ValueCoding.FP16: 2}
 """Bytes a value; the parts of lossless values have lengths of their own, and their header says 0."""
-_ALL_FLAGS = int(Flag.RECOVER | Flag.RESYNC | Flag.LAST)
+_ALL_FLAGS = sum(Flag)
+_DOWN = (Kind.MODEL, Kind.RECOVERED, Kind.EVALUATION)
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class Header:
         _at_most("scalars", self.scalars, max_scalars)
         _at_most("mask bytes", self.mask_bytes, 0 if self.mask_mode in EMPTY_MODES else mask_bound(layout.size))
         self._check_mask_fields(layout.size)
+        self._check_way()
 
     def _check_mask_fields(self, size: int) -> None:
         if self.mask_mode == MaskMode.ABSENT:
@@ -155,6 +159,16 @@ class Header:
         if (self.kind == Kind.REQUEST) != (self.mask_mode == MaskMode.ABSENT):
             name = MaskMode(self.mask_mode).name
             raise WireError(f"mask mode {name} in a {Kind(self.kind).name} message: only a REQUEST has no values")
+
+    def _check_way(self) -> None:
+        """Refuse a way of sending values that the kind does not know, and a checksum that is said to be elsewhere."""
+        way = self.flags & (Flag.TRAILING | Flag.SHARED)
+        if not way:
+            return
+        if self.kind not in _DOWN or way not in {Flag.TRAILING, Flag.SHARED}:
+            raise WireError(f"flags {self.flags:#06x} do not fit a {Kind(self.kind).name} message")
+        _expect("values xor64", self.values_xor, 0)
+        _expect("values sum64", self.values_sum, 0)
 
 
 def _known(enum: type[IntEnum], value: int, name: str) -> None:

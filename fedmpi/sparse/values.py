@@ -16,7 +16,8 @@ from fedmpi.sparse.mask import Mask
 from fedmpi.sparse.values_portable import SLACK, Record
 
 __all__ = [
-    "LOSSLESS", "ROUNDED", "decode_range", "decode_values", "encode_range", "encode_values", "rounded", "values_bound",
+    "LOSSLESS", "ROUNDED", "decode_range", "decode_values", "encode_kept", "encode_range", "encode_values", "kept",
+    "rounded", "values_bound",
 ]  # fmt: skip
 
 Values = NDArray[np.float32]
@@ -82,8 +83,19 @@ def encode_range(
 
     A raw range that keeps all its entries is a view of ``theta``: dense models travel without being copied.
     """
+    return encode_kept(kept(theta, mask, lo, hi), mask, lo, hi, coding, reference)
+
+
+def kept(theta: Values, mask: Mask, lo: int, hi: int) -> Values:
+    """Return the kept entries ``lo <= i < hi`` of ``theta``, float32[count]; all of them are a view."""
     whole = mask.count(lo, hi) == hi - lo
-    values = theta[lo:hi] if whole else pack(theta, mask, lo, hi)
+    return theta[lo:hi] if whole else pack(theta, mask, lo, hi)
+
+
+def encode_kept(
+    values: Values, mask: Mask, lo: int, hi: int, coding: ValueCoding, reference: Values | None = None
+) -> Bytes:
+    """Return the segment of ``values``, float32[count], which are the kept entries ``lo <= i < hi``."""
     return encode_values(values, coding, _old(mask, lo, hi, coding, reference))
 
 

@@ -91,7 +91,9 @@ def test_exchange(tmp_path):
               if r["name"] in {"down", "up", "exchange"}}  # fmt: skip
     dense = 2 * 4 * SIZE
     for (name, plan, density), r in phases.items():
-        if not plan.startswith("segmented"):
+        if plan.startswith("shared"):
+            assert r["bytes"] == phases[name, "segmented, raw", density]["bytes"]
+        elif not plan.startswith("segmented"):
             assert r["bytes"] == dense * (2 if name == "exchange" else 1)
         elif name == "down" and r["coding"] == "raw":
             assert abs(r["bytes"] - dense * density - 2 * 128) < 4 * 1000
@@ -100,7 +102,11 @@ def test_exchange(tmp_path):
         if r["coding"] == "lossless" and name != "down":
             assert r["bytes"] < 0.9 * phases[name, "segmented, raw", density]["bytes"]
     for name in ("down", "up"):
-        ratios = [r["ratio_to_dense"] for (n, plan, _), r in phases.items() if n == name and not plan.startswith("seg")]
+        ratios = [
+            r["ratio_to_dense"]
+            for (n, plan, _), r in phases.items()
+            if n == name and not plan.startswith(("seg", "shared"))
+        ]
         assert min(ratios) == 1.0  # the fastest dense plan, over itself
     memory = [r for r in records if r["name"] == "server memory"]
     assert len(memory) == len(phases) / 3

@@ -14,7 +14,20 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from fedmpi.comm import Address, Direction, Known, Meter, Patience, Ranks, Reduce, Scatter, Wire, gather_rows, plan_wire
+from fedmpi.comm import (
+    Address,
+    Direction,
+    Known,
+    Meter,
+    Patience,
+    Ranks,
+    Reduce,
+    Scatter,
+    Wire,
+    gather_rows,
+    plan_downlink,
+    plan_wire,
+)
 from fedmpi.comm.link import slowest_link
 from fedmpi.comm.ranks import check_same, host_names, place
 from fedmpi.errors import LaunchError
@@ -59,10 +72,12 @@ def jitter(ranks: Ranks, seed: int) -> None:
     time.sleep(0.02 * np.random.default_rng((seed, ranks.rank)).random())
 
 
-def check_scatter(ranks: Ranks, case: Case) -> None:
+def check_scatter(ranks: Ranks, case: Case, choice: str) -> None:
+    shared = plan_downlink(ranks, N, choice)
+    assert (shared is None) == (choice == "messages" or ranks.size == 1)
     for turn, segment_bytes in enumerate(SEGMENT_BYTES):
         meter = Meter()
-        scatter = Scatter(ranks, LAYOUT, segment_bytes=segment_bytes, patience=PATIENCE, meter=meter)
+        scatter = Scatter(ranks, LAYOUT, segment_bytes=segment_bytes, patience=PATIENCE, meter=meter, shared=shared)
         named = ranks.clients if ranks.is_server else ranks.hosted
         addresses = {c: Address(case.masks[c], 5 + c) for c in named}
         jitter(ranks, turn)
@@ -73,6 +88,28 @@ def check_scatter(ranks: Ranks, case: Case) -> None:
             np.testing.assert_array_equal(parcel.values, case.old[case.kept[c]])
             np.testing.assert_array_equal(parcel.buffers, case.buffers)
         check_meter(ranks, meter, Direction.DOWN, turn, case, scalars=0)
+        if shared is not None and ranks.is_server:
+            assert shared.array.tobytes() == case.old.tobytes()
+            shared.array[:] = 0  # the parcels are the clients' own
+    if shared is not None:
+        shared.free()
+
+
+def check_small_delivery(ranks: Ranks, case: Case) -> None:
+    """One sparse client is not worth a vector for all: ``auto`` sends it messages."""
+    shared, meter = plan_downlink(ranks, N, "auto"), Meter()
+    scatter = Scatter(ranks, LAYOUT, segment_bytes=4096, patience=PATIENCE, meter=meter, shared=shared)
+    named = {3} & set(ranks.clients if ranks.is_server else ranks.hosted)
+    source = (case.old, case.buffers) if ranks.is_server else None
+    parcels = scatter(
+        Kind.RECOVERED, 1, {c: Address(case.masks[c], 5) for c in named}, source, since=time.perf_counter()
+    )
+    for c, parcel in parcels.items():
+        np.testing.assert_array_equal(parcel.values, case.old[case.kept[c]])
+    assert [m.values for m in meter.take()[0]] == ([4 * int(case.kept[3].sum())] if ranks.is_server else [])
+    if shared is not None:
+        assert not shared.array.any()
+        shared.free()
 
 
 def check_meter(ranks: Ranks, meter: Meter, direction: Direction, round: int, case: Case, scalars: int) -> None:
@@ -273,7 +310,9 @@ def main() -> None:
     check_set_up(comm, ranks)
     for seed in (1, 2):
         case = Case(seed)
-        check_scatter(ranks, case)
+        for choice in ("messages", "shared", "auto"):
+            check_scatter(ranks, case, choice)
+        check_small_delivery(ranks, case)
         check_merge(ranks, case, digest)
         check_coded_downlink(ranks, case)
         check_coded(ranks, case)

@@ -105,7 +105,7 @@ def test_round_trip(exchange):
 def test_fields_are_where_the_specification_says():
     fields = reference_header(encoded())
     assert fields == {
-        "magic": b"FMS1", "version": 1, "kind": 0, "coding": 0, "mask_mode": int(MaskMode.SUBSET), "flags": 0,
+        "magic": b"FMS1", "version": 2, "kind": 0, "coding": 0, "mask_mode": int(MaskMode.SUBSET), "flags": 0,
         "segments": 3, "header_crc": fields["header_crc"], "round": 7, "client": 2, "base_epoch": 4, "epoch": 5,
         "size": 123, "nnz": 81, "mask_bytes": len(encoded()) - 128 - 16 - 20, "value_bytes": 324, "buffers": 5,
         "scalars": 2, "values_xor": 2**64 - 1, "values_sum": 2**63, "layout_hash": LAYOUT.hash,
@@ -172,13 +172,13 @@ def test_replayed_and_misaddressed_messages_are_refused(changes, message):
     ("fields", "message"),
     [
         ({"magic": b"FMS2"}, "not a fedmpi message: it starts with b'FMS2'"),
-        ({"version": 2}, "wire format version 2, this program reads 1"),
+        ({"version": 3}, "wire format version 3, this program reads 2"),
         ({"kind": 5}, "kind 5 is unknown; known are 0 UPDATE, 1 MODEL"),
         ({"coding": 5}, "value coding 5 is unknown"),
         ({"coding": ValueCoding.LOSSLESS}, "value bytes: got 324, expected 0"),
         ({"coding": ValueCoding.BF16}, "value bytes: got 324, expected 162"),
         ({"mask_mode": 7}, "mask mode 7 is unknown"),
-        ({"flags": 8}, "flags 0x0008 has unknown bits"),
+        ({"flags": 32}, "flags 0x0020 has unknown bits"),
         ({"size": 124}, "size: got 124, expected 123"),
         ({"nnz": 124}, "nnz: got 124, at most 123"),
         ({"nnz": 2**64 - 1}, "nnz: got 18446744073709551615"),
@@ -275,7 +275,7 @@ def test_changed_mask_needs_a_new_number():
         ({"round": -1}, "does not fit the wire format"),
         ({"client": 2**32}, "does not fit the wire format"),
         ({"segments": 2**16}, "does not fit the wire format"),
-        ({"flags": 8}, "unknown bits"),
+        ({"flags": 32}, "unknown bits"),
         ({"buffers": np.zeros(4, np.float32)}, "buffers: got 4, expected 5"),
         ({"kind": Kind.REQUEST}, "only a REQUEST"),
         ({"mask": None}, "only a REQUEST"),
