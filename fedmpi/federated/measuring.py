@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.comm import Address, agree, control_bytes, gather_rows
-from fedmpi.comm.scatter import Parcel
+from fedmpi.comm.parcels import Parcel
 from fedmpi.config import RunConfig
 from fedmpi.federated.client import scores
 from fedmpi.federated.measurements import Measurements
