@@ -108,12 +108,12 @@ def damaged_values() -> None:
     original = Reduce._send_values
     calls = []
 
-    def send(reduce, values, masks):
+    def send(reduce, values, masks, references):
         calls.append(0)
         if len(calls) > BAD_ROUND:
             values = {c: v.copy() for c, v in values.items()}
             next(iter(values.values())).view(np.uint32)[7] ^= 1 << 13
-        original(reduce, values, masks)
+        original(reduce, values, masks, references)
 
     Reduce._send_values = send
 

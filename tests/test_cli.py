@@ -182,7 +182,7 @@ class TestCorruptImages:
     def test_one_is_named_and_counted_and_training_goes_on(self, config, tree, tmp_path):
         victim = sorted((tree / "prid" / "pytorch" / "train_all").rglob("*.png"))[3]
         victim.write_bytes(victim.read_bytes()[:200])
-        changes = ("--set", f"data.root={tree}", "--set", "data.max_bad_share=0.1")
+        changes = ("--set", f"data.root={tree}", "--set", "data.max_bad_share=0.1", "--set", "data.name_images=true")
         job = mpi.succeed(None, [DRIVER, "--", "train", config, "--out", tmp_path / "run", *changes])
         (line,) = job.err.splitlines()
         assert line.startswith(f"warning: client 0: prid/train_all/{victim.name}: cannot be read as an image: ")
@@ -198,7 +198,9 @@ class TestCorruptImages:
         code, _, err = fedmpi("train", config, "--out", tmp_path / "run", "--set", f"data.root={tree}")
         assert code == 2
         assert err.startswith("fedmpi: error: evaluating the untrained model: client 1: ")
-        assert "images cannot be read, more than data.max_bad_share=0.01 allows; the first is ilids/gallery/" in err
+        assert (
+            "images cannot be read, more than data.max_bad_share=0.01 allows; the first is ilids/gallery image 1" in err
+        )
         assert err.count("\n") == 1
 
     def test_files_give_the_same_models_as_memory(self, fedmpi, config, tree, tmp_path):
