@@ -112,7 +112,7 @@ def test_a_key_in_the_wrong_section_is_pointed_to_its_own(write):
         ),
         (
             "data: {split: 3}\n",
-            "run.yaml:1:15: data.split: needs data.root, the folder to split; the embedded people are clients already",
+            "run.yaml:1:15: data.split: needs data.root, the folder to split, or one embedded client in data.clients",
         ),
         (
             "data: {root: x, clients: [a, b], split: 3}\n",
