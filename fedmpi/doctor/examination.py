@@ -70,7 +70,7 @@ class Host:
 def examine(question: Question) -> tuple[MPI.Intracomm | None, Examination | None]:
     """*Collective* where there are several ranks. Return the world, and on rank 0 what was found."""
     environment = dict(os.environ)  # as it is before an MPI library adds to it
-    library, mpi = world.library()
+    library, mpi = world.load_mpi()
     parts = [installation(), machine(), mpi]
     comm = world.start(library, mpi)
     names = plan.client_names(question.settings, mpi)

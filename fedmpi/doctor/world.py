@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'fedmpi[mpich]' (in a checkout: pip install -e '.[mpich]'), or load your cluster's MPI module"
 
 
-def library() -> tuple[str, Part]:
+def load_mpi() -> tuple[str, Part]:
     """Load mpi4py without starting MPI; return the library's version text, empty if there is none."""
     part = Part("MPI")
     try:
