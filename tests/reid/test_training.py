@@ -56,9 +56,9 @@ class Spy:
         self.training: list[np.ndarray] = []
         original = training.batches
 
-        def batches(images, indices, height, width, *, plans=None, workers=0):
+        def batches(images, indices, height, width, *, plans=None, **options):
             self.training += list(indices) if plans is not None else []
-            return original(images, indices, height, width, plans=plans, workers=workers)
+            return original(images, indices, height, width, plans=plans, **options)
 
         monkeypatch.setattr(training, "batches", batches)
 
