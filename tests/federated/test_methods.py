@@ -19,27 +19,12 @@ from fedmpi.federated.round import first_state, run_round
 from fedmpi.federated.weighting import Cdw, Evidence
 from fedmpi.sparse import Mask, MaskMode
 from tests import mpi
-from tests.tiny import one_process
 
 pytestmark = pytest.mark.usefixtures("tiny_net")
 
 ROOT = Path(__file__).parents[2]
 DENSE = ("fedavg", "fedprox", "fedpav", "fedcapr")
 SPARSE = ("fedklpr", "lotteryfl", "subfedavg")
-
-
-@pytest.fixture
-def world(tiny_config):
-    made = []
-
-    def make(*overrides: str):
-        built = one_process(tiny_config(*overrides))
-        made.append(built)
-        return built
-
-    yield make
-    for built in made:
-        built.ranks.free()
 
 
 def test_fedavg_on_a_convex_problem_is_gradient_descent_on_the_weighted_sum(world, monkeypatch):

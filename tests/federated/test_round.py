@@ -10,7 +10,6 @@ from fedmpi.federated.client import Client
 from fedmpi.federated.probe import Probe
 from fedmpi.federated.round import first_state, is_due, run_round
 from fedmpi.pruning import Decision
-from tests.tiny import one_process
 
 pytestmark = pytest.mark.usefixtures("tiny_net")
 
@@ -46,20 +45,6 @@ class Spy:
 @pytest.fixture
 def spy(monkeypatch) -> Spy:
     return Spy(monkeypatch)
-
-
-@pytest.fixture
-def world(tiny_config):
-    made = []
-
-    def make(*overrides: str):
-        built = one_process(tiny_config(*overrides))
-        made.append(built)
-        return built
-
-    yield make
-    for built in made:
-        built.ranks.free()
 
 
 @pytest.fixture
