@@ -4,9 +4,7 @@ import json
 import math
 import time
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -15,6 +13,7 @@ from mpi4py import MPI
 
 import fedmpi
 from fedmpi import logbook, run_folder, snapshot
+from fedmpi.briefing import briefing, provenance
 from fedmpi.comm import (
     Meter,
     Patience,
@@ -31,7 +30,7 @@ from fedmpi.comm import (
     same_text,
 )
 from fedmpi.comm.devices import Seat, check_sharing, choose_device, node_place, seats
-from fedmpi.config import FEDKLPR, SWITCHES, RunConfig, to_yaml
+from fedmpi.config import RunConfig
 from fedmpi.console import CRR_NAMES, View
 from fedmpi.federated.alone import load_data
 from fedmpi.federated.client import Client, scores
@@ -42,12 +41,8 @@ from fedmpi.federated.server import SCALARS
 from fedmpi.journal import Journal, Scores
 from fedmpi.logbook import Totals
 from fedmpi.pruning import Decision
-from fedmpi.record import collect
 from fedmpi.reid.datasets import client_names
-from fedmpi.reid.protocol import STANDARD, Protocol
 from fedmpi.resume import Start, choose
-from fedmpi.run_folder import RunFolder
-from fedmpi.sparse import kernels
 from fedmpi.stopping import Stopper
 
 
@@ -164,7 +159,7 @@ def _run(
             journal = Journal.open(config, names, world.learner.layout, provenance(world, placed), out, start)
             warnings = [*config.warnings(), *([shared] if shared else [])]
             title = f"fedmpi {fedmpi.__version__}: {config.run.name}"
-            view.started(title, facts(world, journal.folder), placed, names, warnings)
+            view.started(title, briefing(world, journal.folder), placed, names, warnings)
     with journal.writer if journal is not None else nullcontext():
         folder = same_text(ranks, str(journal.folder.path) if journal is not None else None, world.patience)
         stopper.begin(folder, start.rounds, config.federation.rounds)
@@ -275,47 +270,3 @@ def _peak_rss() -> int:
     import resource  # noqa: PLC0415 - Unix only, as MPI clusters are
 
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def facts(world: World, folder: RunFolder) -> dict[str, str]:
-    """Return what a person wants to know before waiting."""
-    config, layout = world.config, world.learner.layout
-    source = "embedded synthetic people" if config.data.root is None else str(config.data.root)
-    switches = [name for name in SWITCHES if getattr(config, name).enabled]
-    method = " ".join(switches) if config.method == FEDKLPR else config.method
-    protocol = Protocol.of(config.evaluation.protocol)
-    return {
-        "data": f"{source}, {len(world.ranks.hosts)} clients, {config.data.height}x{config.data.width}",
-        "model": f"{config.model.arch}, {layout.size:,} parameters ({4 * layout.size / 1e6:.1f} MB dense)",
-        "method": f"{config.federation.rounds} rounds x {config.local.epochs} local epochs; {method}",
-        **({} if protocol == STANDARD else {"scores": protocol.name}),
-        "wire": f"{values_word(world)} values, {kernels.active()} kernels, {config.comm.segment_mb:g} MB segments",
-        "out": f"{folder.path}/",
-    }
-
-
-def values_word(world: World) -> str:
-    """Return how values travel in this run, as the run file writes it."""
-    return logbook.CODING_NAMES[world.reduce.coding].decode()
-
-
-def provenance(world: World, placed: list[Seat]) -> dict[str, Any]:
-    """Return what must be known to repeat the run."""
-    config = world.config
-    return {
-        **collect(),
-        "config": to_yaml(config),
-        "config_digest": config.digest(),
-        "seed": str(config.run.seed),
-        "torch_version": torch.__version__,
-        "mpi4py_version": version("mpi4py"),
-        "mpi_library": MPI.Get_library_version().splitlines()[0].strip("\0 "),
-        "ranks": str(world.ranks.size),
-        "hosts": [seat.host for seat in placed],
-        "devices": [seat.device for seat in placed],
-        "client_ranks": [str(host) for host in world.ranks.hosts],
-        "threads": str(config.compute.threads),
-        "kernels": kernels.active(),
-        "evaluation_protocol": Protocol.of(config.evaluation.protocol).name,
-        "weights_sha256": world.learner.model.weights_sha256 or "",
-    }

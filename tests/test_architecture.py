@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "snapshot": {*LOW, *MIDDLE, "comm", "federated", "record"},
     "resume": {*LOW, "comm", "record", "run_folder"},
     "journal": {*LOW, "sparse", "federated", "record", "run_folder", "logbook", "resume"},
+    "briefing": {*LOW, *MIDDLE, "comm", "federated", "record", "run_folder", "logbook"},
     "train": {
         *LOW,
         *MIDDLE,
@@ -51,6 +52,7 @@ MAY_IMPORT = {
         "snapshot",
         "resume",
         "journal",
+        "briefing",
     },
     "bench": {*LOW, *MIDDLE, "comm", "wording"},
     "slurm": LOW,
@@ -82,7 +84,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 LIBRARIES = {
-    "mpi4py": {"comm", "train", "cli", "farewell", "doctor", "bench"},
+    "mpi4py": {"comm", "train", "briefing", "cli", "farewell", "doctor", "bench"},
     "h5py": {"record", "doctor", "rawdata"},  # rawdata: CUHK03 is released as an HDF5 file
     "click": {
         "cli",
