@@ -171,8 +171,8 @@ def speed_ups(f: Forecast) -> tuple[float, float]:
 def transfers(run: Run) -> dict[str, tuple[float, Floats]]:
     """Return what was measured of each collective: bytes that left or reached the server, and seconds, float64[rounds].
 
-    All messages of a collective carry its time. That of the uplink is the round's, since its messages' covers the heads
-    alone. Clients that the server hosts itself move nothing.
+    All messages of a collective carry its time. That of the uplink is the round's, without the waiting for its messages
+    to begin, in which the clients still code them. Clients that the server hosts itself move nothing.
     """
     table, hosts = run.messages, hosts_of(run)
     away = np.isin(table["client"], [k for k, host in enumerate(hosts) if host != 0])
@@ -181,8 +181,14 @@ def transfers(run: Run) -> dict[str, tuple[float, Floats]]:
         rows = table[away & (table["direction"] == name.encode())]
         taken = np.zeros(run.rounds)
         np.maximum.at(taken, rows["round"], rows["seconds"])
-        result[name] = float(rows["bytes"].sum()), run["rounds/seconds_uplink"] if name == "up" else taken
+        result[name] = float(rows["bytes"].sum()), _uplink(run) if name == "up" else taken
     return result
+
+
+def _uplink(run: Run) -> Floats:
+    """Return the seconds of the uplink without the wait for its messages to begin, which older files do not tell."""
+    waited = "rounds/seconds_wait"
+    return run["rounds/seconds_uplink"] - (np.nan_to_num(run[waited]) if waited in run else 0.0)
 
 
 def hosts_of(run: Run) -> list[int]:
@@ -198,7 +204,7 @@ def measured(run: Run) -> str:
         total = float(np.nansum(taken))
         if moved and total:
             lines.append(f"{name} {links.rate(8 * moved / total)} ({common.size(moved)} in {total:.3g} s)")
-    return "measured in the run, waiting and merging included: " + (", ".join(lines) or "no transfer between ranks")
+    return "measured in the run, merging included: " + (", ".join(lines) or "no transfer between ranks")
 
 
 def check(run: Run, replayed: Replay, link: Link) -> str:

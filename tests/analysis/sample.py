@@ -83,7 +83,8 @@ def clients(t, shift=0.0):
 
 def scalars(t):
     return {"started": STARTED + 10 * t, "seconds": 9.0, "seconds_downlink": 0.5, "seconds_local": 6.0,
-            "seconds_uplink": 1.0, "seconds_merge": 0.25, "seconds_evaluate": 1.0, "bytes_control": 100}  # fmt: skip
+            "seconds_uplink": 1.0, "seconds_wait": 0.25, "seconds_merge": 0.25, "seconds_evaluate": 1.0,
+            "bytes_control": 100}  # fmt: skip
 
 
 def layers(t):
