@@ -1,5 +1,6 @@
 """The run descriptions in configs/: valid, what their names say, and small."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_files_inherit_and_state_only_the_difference(folder):
         content = yaml.safe_load(path.read_text())
         assert "base" in content, path
         if path.stem != "base":
-            assert len(content) <= 3, path
+            assert len(content) <= 4, path
 
 
 @pytest.mark.parametrize("arch", ["resnet50", "resnet34"])
@@ -65,7 +66,7 @@ def test_the_paper_s_runs_differ_in_nothing_but_the_method(arch):
 )
 def test_an_ablation_changes_one_part(folder, base):
     whole = load_config(CONFIGS / base)
-    names = {path.stem for path in (CONFIGS / folder).glob("*.yaml")} - METHODS - {"base"}
+    names = {path.stem for path in (CONFIGS / folder).glob("*.yaml")} - METHODS - {"base", "fedklpr-plus"}
     assert {"no-kll", "no-klaw", "no-praw", "no-sas", "no-crr", "no-pruning", "cdw"} <= names
     for name in names:
         found = changes(load_config(CONFIGS / folder / f"{name}.yaml"), whole)
@@ -73,6 +74,21 @@ def test_an_ablation_changes_one_part(folder, base):
         assert len({key.split(".")[0] for key in found}) == 1, name
         if name.startswith("no-"):
             assert found == {f"{name[3:]}.enabled"}
+
+
+def test_every_addition_of_the_study_s_fedklpr_plus_has_an_ablation():
+    study = CONFIGS / "study"
+    whole = load_config(study / "fedklpr.yaml")
+    plus = changes(load_config(study / "fedklpr-plus.yaml"), whole)
+    alone = [changes(load_config(study / f"{name}.yaml"), whole) for name in ("target-70", "lossless")]
+    assert plus == alone[0] | alone[1]
+    assert not alone[0] & alone[1]
+
+
+def test_the_job_array_leaves_out_what_the_ablations_leave_out():
+    script = (CONFIGS.parent / "jobs" / "ablation_array.sbatch").read_text()
+    left_out = set(re.findall(r"(\w+)\.enabled=false", script))
+    assert left_out == {path.stem.removeprefix("no-") for path in (CONFIGS / "ablation").glob("no-*.yaml")}
 
 
 def test_the_study_has_every_method_and_the_same_data_for_all():
