@@ -138,11 +138,16 @@ def against(mine: Line, base: Line, of: Mapping[str, Floats], *, ratio: bool = F
     return ours / theirs - 1 if ratio else ours - theirs
 
 
+def _per_byte(score: Floats, sent: Floats) -> Floats:
+    """Return score / sent of every seed; NaN where nothing was sent."""
+    return np.divide(score, sent, out=np.full_like(score, np.nan), where=sent > 0)
+
+
 def table_of(lines: Sequence[Line], base: Line | None, metric: str, clients: Sequence[str], at: str) -> Table:
     """Return the table of one metric: clients, mean, bytes, density, and differences to the baseline, if any."""
     shown = clients if len(clients) <= WIDEST else ()
     divisor, unit = style.byte_scale(max(float(line.bytes.max()) for line in lines))
-    head = ["run", "seeds", *shown, "mean", f"sent ({unit})", "density"]
+    head = ["run", "seeds", *shown, "mean", f"sent ({unit})", f"mean per {unit}", "density"]
     head += [f"mean vs {base.label} (points)", f"sent vs {base.label} (%)"] if base else []
     means = {line.label: quantities.row_means(line.scores[metric]) for line in lines}
     costs = {line.label: line.bytes for line in lines}
@@ -150,7 +155,8 @@ def table_of(lines: Sequence[Line], base: Line | None, metric: str, clients: Seq
     for line in lines:
         percents = 100 * line.scores[metric]
         row = [line.label, str(len(line.seeds)), *(spread(percents[:, k]) for k in range(len(shown)))]
-        row += [spread(100 * means[line.label]), spread(line.bytes / divisor, 2), spread(line.density, 3)]
+        row += [spread(100 * means[line.label]), spread(line.bytes / divisor, 2)]
+        row += [spread(_per_byte(100 * means[line.label], line.bytes / divisor), 2), spread(line.density, 3)]
         if base is not None:
             points, share = against(line, base, means), against(line, base, costs, ratio=True)
             row += ["", ""] if line is base else [spread(100 * points, signed=True), spread(100 * share, signed=True)]

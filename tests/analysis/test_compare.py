@@ -29,10 +29,11 @@ def test_the_table_in_markdown(four, tmp_path, invoke):
     # narrow: market 50, 60 and prid 70, 80; wide: 60, 80 and 80, 100. Bytes: 45160 and 45160 + 6*128 + 3*528 = 47512.
     assert (tmp_path / "compare.md").read_text() == (
         "mAP (%), last evaluation; mean ± sample standard deviation over seeds\n\n"
-        "| run | seeds | market | prid | mean | sent (kB) | density | mean vs narrow (points) | sent vs narrow (%) |\n"
-        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: |\n"
-        "| narrow | 2 | 55.0 ± 7.1 | 75.0 ± 7.1 | 65.0 ± 7.1 | 45.16 ± 0.00 | 0.688 ± 0.000 |  |  |\n"
-        "| wide | 2 | **70.0 ± 14.1** | **90.0 ± 14.1** | **80.0 ± 14.1** | 47.51 ± 0.00 | 0.688 ± 0.000 "
+        "| run | seeds | market | prid | mean | sent (kB) | mean per kB | density "
+        "| mean vs narrow (points) | sent vs narrow (%) |\n"
+        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: |\n"
+        "| narrow | 2 | 55.0 ± 7.1 | 75.0 ± 7.1 | 65.0 ± 7.1 | 45.16 ± 0.00 | 1.44 ± 0.16 | 0.688 ± 0.000 |  |  |\n"
+        "| wide | 2 | **70.0 ± 14.1** | **90.0 ± 14.1** | **80.0 ± 14.1** | 47.51 ± 0.00 | 1.68 ± 0.30 | 0.688 ± 0.000 "
         "| +15.0 ± 7.1 | +5.2 ± 0.0 |\n"
     )
 
@@ -42,12 +43,15 @@ def test_the_table_in_latex(four, tmp_path, invoke):
     invoke(compare.main, *labelled, "--baseline", "c&d", "--metric", "map", "--out", tmp_path, "--format", "tex")
     text = (tmp_path / "compare.tex").read_text()
     assert text.splitlines()[1:] == [
-        r"\begin{tabular}{lrrrrrrrr}",
+        r"\begin{tabular}{lrrrrrrrrr}",
         r"\toprule",
-        r"run & seeds & market & prid & mean & sent (kB) & density & mean vs c\&d (points) & sent vs c\&d (\%) \\",
+        (
+            r"run & seeds & market & prid & mean & sent (kB) & mean per kB & density "
+            r"& mean vs c\&d (points) & sent vs c\&d (\%) \\"
+        ),
         r"\midrule",
-        r"a\_b & 1 & 50.0 & 70.0 & 60.0 & 45.16 & 0.688 & $-$10.0 & $-$5.0 \\",
-        r"c\&d & 1 & \textbf{60.0} & \textbf{80.0} & \textbf{70.0} & 47.51 & 0.688 &  &  \\",
+        r"a\_b & 1 & 50.0 & 70.0 & 60.0 & 45.16 & 1.33 & 0.688 & $-$10.0 & $-$5.0 \\",
+        r"c\&d & 1 & \textbf{60.0} & \textbf{80.0} & \textbf{70.0} & 47.51 & 1.47 & 0.688 &  &  \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]
