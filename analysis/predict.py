@@ -99,7 +99,7 @@ def replay(run: Run, factor: float = 1.0) -> Replay:
     sums = {name: _sums(run, name, "bytes") for name in ("down", "request", "recover", "up", "eval")}
     dense = {way: _sums(run, way, "dense_bytes") for way in ("down", "up")}
     config = common.config_of(run)
-    segment = float(common.setting(config, "comm.segment_mb", 1.0)) * 2**20
+    segment = float(common.setting(config, "comm.segment_mb", 1.0) or 1.0) * 2**20
     segments = max(1, int(np.ceil(4 * quantities.parameters(run) / segment)))
     work = np.nansum([run[f"clients/{name}"] for name in OWN_WORK], axis=0)
     return Replay(sums, dense, segments, np.nan_to_num(run["rounds/seconds_merge"]), factor * work.max(axis=1))

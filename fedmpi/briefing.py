@@ -28,7 +28,7 @@ def briefing(world: World, folder: RunFolder) -> dict[str, str]:
         "model": f"{config.model.arch}, {layout.size:,} parameters ({4 * layout.size / 1e6:.1f} MB dense)",
         "method": f"{config.federation.rounds} rounds x {config.local.epochs} local epochs; {method}",
         **({} if protocol == STANDARD else {"scores": protocol.name}),
-        "wire": f"{_values_word(world)} values, {kernels.active()} kernels, {config.comm.segment_mb:g} MB segments",
+        "wire": f"{_values_word(world)} values, {kernels.active()} kernels, {segments_word(config.comm.segment_mb)}",
         "out": f"{folder.path}/",
     }
 

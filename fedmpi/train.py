@@ -128,7 +128,8 @@ def _set_up(ranks: Ranks, patience: Patience, config: RunConfig, stopper: Stoppe
             clients[index] = Client(index, load_data(config, index), learner)
     w = config.wire
     wire = plan_wire(ranks, w.values, w.prefer, w.bandwidth_mb_s and 1e6 * w.bandwidth_mb_s, patience)
-    segment_bytes = int(config.comm.segment_mb * 1e6)
+    megabytes = config.comm.segment_mb
+    segment_bytes = None if megabytes is None else int(1e6 * megabytes)
     layout, n = learner.layout, len(SCALARS)
     shared = plan_downlink(ranks, layout.size, config.comm.downlink)
     scatter = Scatter(

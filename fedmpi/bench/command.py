@@ -97,7 +97,7 @@ def codec(densities: tuple[float, ...], repeats: int, model: str, size: int | No
 
 @bench.command("exchange")
 @options("0.1,0.3,1.0")
-@click.option("--segment-mb", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, metavar="MB")
+@click.option("--segment-mb", type=click.FloatRange(0, min_open=True), metavar="MB", help="As comm.segment_mb.")
 @click.option("--values", "codings", type=click.Choice(CODINGS), multiple=True, default=("raw",), show_default=True)
 def exchange(
     densities: tuple[float, ...],
@@ -105,7 +105,7 @@ def exchange(
     model: str,
     size: int | None,
     path: Path | None,
-    segment_mb: float,
+    segment_mb: float | None,
     codings: tuple[str, ...],
 ) -> None:
     """One round's exchange, dense and sparse: mpirun -n 9 fedmpi bench exchange.
@@ -122,7 +122,9 @@ def exchange(
     made = _model(model, size)
     if comm.rank == 0:
         _head(f"{made.layout.size:,} parameters, {comm.size - 1} clients, medians of {repeats}")
-    records = room.measure(comm, made.layout, densities, codings, repeats, int(1e6 * segment_mb))
+    records = room.measure(
+        comm, made.layout, densities, codings, repeats, None if segment_mb is None else int(1e6 * segment_mb)
+    )
     if comm.rank == 0:
         _show(records, room.rows, 3, path)
 

@@ -15,6 +15,8 @@ from fedmpi.comm import SERVER
 from fedmpi.comm.segments import segments
 
 CODING = "raw"
+SEGMENT_BYTES = 1_000_000
+"""Where none are demanded."""
 Range = tuple[int, int]
 
 
@@ -29,7 +31,7 @@ class Streamed:
     def __init__(self, field: Field, plan: str, *, whole: bool) -> None:
         self._field, self.plan = field, plan
         size = field.layout.size
-        self._ranges = ((0, size),) if whole else segments(size, field.segment_bytes)
+        self._ranges = ((0, size),) if whole else segments(size, field.segment_bytes or SEGMENT_BYTES)
         step = self._ranges[0][1]
         self._clients = [(c, host) for c, host in enumerate(field.ranks.hosts)]
         self._jobs = [(r, c, host) for r in self._ranges for c, host in self._clients]

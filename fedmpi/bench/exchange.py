@@ -32,7 +32,7 @@ def measure(
     densities: Sequence[float],
     codings: Sequence[str],
     repeats: int,
-    segment_bytes: int,
+    segment_bytes: int | None,
 ) -> list[Record]:
     """*Collective*. Return all records on rank 0, an empty list elsewhere.
 

@@ -24,7 +24,7 @@ class Field:
 
     ranks: Ranks
     layout: Layout
-    segment_bytes: int
+    segment_bytes: int | None
     patience: Patience = field(default_factory=lambda: Patience(deadline=300.0))
 
     @cached_property

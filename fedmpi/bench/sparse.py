@@ -10,8 +10,8 @@ from fedmpi.bench.field import Field
 from fedmpi.comm import Address, Known, Meter, Reduce, Scatter, SharedVector
 from fedmpi.comm.coding import Wire
 from fedmpi.errors import WireError
-from fedmpi.sparse import Head, Kind, Mask, values_checksum
-from fedmpi.sparse.kernels import expand, pack
+from fedmpi.sparse import Head, Kind, Mask, kept, values_checksum
+from fedmpi.sparse.kernels import expand
 
 TOLERANCE = 1e-6  # of a mean, relative to the mean of magnitudes
 ROUNDED = {"bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -56,7 +56,7 @@ class Sparse:
     def up(self) -> None:
         """*Collective*. Pack, send heads, send values, merge."""
         field, ranks, theta = self._field, self._field.ranks, self._field.theta
-        values = {c: self._reduce.rounded(pack(theta, self._masks[c])) for c in ranks.hosted}
+        values = {c: self._reduce.rounded(kept(theta, self._masks[c], 0, theta.size)) for c in ranks.hosted}
         outgoing = {c: (self._head(c, part), self._masks[c]) for c, part in values.items()}
         known = {c: Known(mask, 1) for c, mask in self._masks.items()} if ranks.is_server else {}
         heads = self._reduce.heads(Kind.UPDATE, self._round, outgoing, known, since=time.perf_counter())
@@ -78,7 +78,7 @@ class Sparse:
             buffers=self._buffers,
             scalars=np.zeros(3),
             values_checksum=values_checksum(values),
-            segments=self._reduce.segments,
+            segments=self._reduce.segments(mask),
             coding=self._reduce.coding,
         )
 

@@ -1,4 +1,4 @@
-"""The server's work on arrived ranges: decode, check, merge into the global vector."""
+"""The server's work on arrived ranges: check, merge into the global vector."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.comm.traffic import Meter
-from fedmpi.sparse import Checksum, Head, Mask, check_values, decode_range, values_checksum
+from fedmpi.sparse import Checksum, Head, Mask, check_values, values_checksum
 from fedmpi.sparse.kernels import merge_range
 
 
@@ -20,7 +20,7 @@ class Merge:
     weights
         Of every client that takes part; the values of others are checked and dropped.
     theta
-        ``float32[N]``, overwritten; lossless values are decoded against it, range by range, before that.
+        ``float32[N]``, overwritten.
     skip_pruned
         SAS, as in :func:`fedmpi.sparse.kernels.merge_range`.
     """
@@ -40,13 +40,14 @@ class Merge:
         self._shares = np.array([weights[c] for c in self._merged], np.float32)
         self._skip_pruned = skip_pruned
         self._sums = dict.fromkeys(heads, Checksum())
-        self._values = dict.fromkeys(heads, 0)
-        self.bytes = dict.fromkeys(heads, 0)
+        self._counts = dict.fromkeys(heads, 0)
 
-    def add(self, lo: int, hi: int, arrived: Mapping[int, NDArray[np.uint8]]) -> None:
-        """Merge the next range. *Not collective.* ``WireError`` when a client's values do not decode."""
+    def add(self, lo: int, hi: int, parts: Mapping[int, NDArray[np.float32]]) -> None:
+        """Merge the next range of all clients' values. *Not collective.*"""
         with self._meter.time("decode"):
-            parts = {c: self._decode(c, lo, hi, data) for c, data in arrived.items()}
+            for client, values in parts.items():
+                self._sums[client] = self._sums[client].combine(values_checksum(values, self._counts[client]))
+                self._counts[client] += values.size
         with self._meter.time("merge"):
             old = self._theta[lo:hi]
             merge_range(
@@ -59,13 +60,6 @@ class Merge:
                 old,
                 skip_pruned=self._skip_pruned,
             )
-
-    def _decode(self, client: int, lo: int, hi: int, data: NDArray[np.uint8]) -> NDArray[np.float32]:
-        values = decode_range(data, self._masks[client], lo, hi, self._heads[client].coding, self._theta)
-        self._sums[client] = self._sums[client].combine(values_checksum(values, self._values[client]))
-        self._values[client] += values.size
-        self.bytes[client] += data.size
-        return values
 
     def check(self) -> None:
         """Raise ``WireError`` when a client's values do not have the checksum that its head announced."""

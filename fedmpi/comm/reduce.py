@@ -7,7 +7,7 @@ on the order of arrival nor on the number of ranks.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,30 +15,15 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.comm.coding import Wire
-from fedmpi.comm.flight import Flight, budget
-from fedmpi.comm.merging import Merge
+from fedmpi.comm.gathering import gather_merge
 from fedmpi.comm.ranks import SERVER, Ranks
-from fedmpi.comm.segments import segments
+from fedmpi.comm.segments import Cuts
+from fedmpi.comm.task import Surroundings, Task, Values
 from fedmpi.comm.traffic import Meter, Traffic
-from fedmpi.comm.waiting import Patience, keep_alive
-from fedmpi.sparse import (
-    Head,
-    Kind,
-    Layout,
-    Mask,
-    ValueCoding,
-    decode_head,
-    encode_head,
-    encode_values,
-    head_bound,
-    rounded,
-    values_bound,
-)
+from fedmpi.comm.waiting import Patience
+from fedmpi.errors import WireError
+from fedmpi.sparse import Head, Kind, Layout, Mask, ValueCoding, decode_head, encode_head, head_bound, rounded
 from fedmpi.sparse.header import Header
-from fedmpi.sparse.kernels import pack
-
-Values = NDArray[np.float32]
-Arriving = dict[int, tuple[NDArray[np.uint8], MPI.Request | None]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +42,7 @@ class Reduce:
     ranks, layout
         Fixed for the life of the plan.
     segment_bytes
-        Size of a parameter range when dense, in bytes; any size gives the same bits.
+        Size of a parameter range when dense, in bytes; None takes what fits what travels. The bits are the same.
     max_scalars
         How many float64 scalars a head may carry.
     wire
@@ -69,23 +54,23 @@ class Reduce:
         ranks: Ranks,
         layout: Layout,
         *,
-        segment_bytes: int,
+        segment_bytes: int | None,
         max_scalars: int,
         patience: Patience,
         meter: Meter,
         wire: Wire = Wire(),  # noqa: B008 - frozen
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
-        self._segments = segments(layout.size, segment_bytes)
+        self._cuts = Cuts(layout.size, len(ranks.hosts), segment_bytes)
+        self._around = Surroundings(ranks, self._cuts, patience, meter)
         self._coding = wire.coding(reference=True)
         self._open: list[Traffic] = []
         self._codings: dict[int, ValueCoding] = {}
         self._limit, self._max_scalars = head_bound(layout, max_scalars), max_scalars
 
-    @property
-    def segments(self) -> int:
-        """In how many ranges values travel."""
-        return len(self._segments)
+    def segments(self, mask: Mask | None) -> int:
+        """Return in how many ranges the values of a mask travel; heads must say so. *Not collective.*"""
+        return 0 if mask is None else self._cuts.count(mask.count())
 
     @property
     def coding(self) -> ValueCoding:
@@ -146,7 +131,7 @@ class Reduce:
         return self._patience.receive_bytes(self._ranks.comm, host, self._limit, f"client {client} on rank {host}")
 
     def _decode(self, data: NDArray[np.uint8], kind: Kind, round: int, client: int, known: Known) -> Head:
-        return decode_head(
+        head = decode_head(
             data,
             self._layout,
             kind=kind,
@@ -154,9 +139,11 @@ class Reduce:
             client=client,
             epoch=known.epoch,
             previous=known.mask,
-            segments=len(self._segments),
             max_scalars=self._max_scalars,
         )
+        if head.segments != self.segments(head.mask):
+            raise WireError(f"client {client}: segments: got {head.segments}, expected {self.segments(head.mask)}")
+        return head
 
     def merge(
         self,
@@ -194,87 +181,9 @@ class Reduce:
         WireError
             On the server, when a client's values do not decode or their checksum does not match.
         """
-        references = references or {}
-        if theta is None:
-            self._send_values(values, masks, references)
-            return
         begin = time.perf_counter()
-        job = Merge(masks, heads, weights, theta, self._meter, skip_pruned=skip_pruned)
-        for (lo, hi), arrived in zip(self._segments, self._arrivals(values, masks, references), strict=True):
-            job.add(lo, hi, arrived)
-        job.check()
+        task = Task(values, masks, self._codings, heads, weights, theta, skip_pruned, references or {})
+        sizes = gather_merge(self._around, task)
         elapsed = time.perf_counter() - begin
-        self._meter.add(replace(m, seconds=m.seconds + elapsed, values=job.bytes[m.client]) for m in self._open)
+        self._meter.add(replace(m, seconds=m.seconds + elapsed, values=sizes[m.client]) for m in self._open)
         self._open = []
-
-    def _encode(
-        self, values: Values, client: int, s: int, masks: Mapping[int, Mask], references: Mapping[int, Values]
-    ) -> NDArray[np.uint8]:
-        """Return range ``s`` of a hosted client's update, whose values are ``values``."""
-        reference = references.get(client)
-        coding = self._codings[client]
-        with self._meter.time_encoding(client):
-            if reference is None or coding != ValueCoding.LOSSLESS_DELTA:
-                return encode_values(values, coding)
-            return encode_values(values, coding, pack(reference, masks[client], *self._segments[s]))
-
-    def _send_values(
-        self, values: Mapping[int, Values], masks: Mapping[int, Mask], references: Mapping[int, Values]
-    ) -> None:
-        comm, at, sends = self._ranks.comm, dict.fromkeys(sorted(values), 0), []
-        for s, (lo, hi) in enumerate(self._segments):
-            for c, done in at.items():
-                count = masks[c].count(lo, hi)
-                if count:
-                    data = self._encode(values[c][done : done + count], c, s, masks, references)
-                    sends.append(comm.Isend([data, MPI.BYTE], SERVER))
-                    at[c] = done + count
-        self._patience.wait_all(sends, "the server to take the updates")
-
-    def _arrivals(
-        self, values: Mapping[int, Values], masks: Mapping[int, Mask], references: Mapping[int, Values]
-    ) -> Iterator[dict[int, NDArray[np.uint8]]]:
-        """Yield every client's values range by range; the next ranges arrive while the caller works on this one."""
-        at = dict.fromkeys(values, 0)
-        flight: Flight[Arriving] = Flight(budget(self._layout.size))
-        following = 0
-        for _ in self._segments:
-            while following < len(self._segments) and not flight.is_full:
-                posted = self._post(following, masks, values, references, at)
-                flight.add(sum(buffer.size for buffer, _ in posted.values()), posted)
-                following += 1
-            arrived = {c: self._await(c, *posted) for c, posted in flight.pop().items()}
-            try:
-                yield arrived
-            except GeneratorExit:
-                keep_alive(flight.items)
-                raise
-
-    def _await(self, client: int, buffer: NDArray[np.uint8], request: MPI.Request | None) -> NDArray[np.uint8]:
-        """Return what came of a client's range."""
-        if request is None:
-            return buffer
-        what = f"the values of client {client} on rank {self._ranks.hosts[client]}"
-        with self._meter.time("transfer"):
-            return buffer[: self._patience.wait_bytes([request], what)[0]]
-
-    def _post(
-        self,
-        s: int,
-        masks: Mapping[int, Mask],
-        values: Mapping[int, Values],
-        references: Mapping[int, Values],
-        at: dict[int, int],
-    ) -> Arriving:
-        """Start receiving range ``s`` of every client; the clients of this rank are read in place."""
-        posted: Arriving = {}
-        for c in sorted(masks) if s < len(self._segments) else ():
-            count = masks[c].count(*self._segments[s])
-            if c in values:
-                posted[c] = self._encode(values[c][at[c] : at[c] + count], c, s, masks, references), None
-                at[c] += count
-            else:
-                buffer = np.empty(values_bound(self._codings[c], count), np.uint8)
-                request = self._ranks.comm.Irecv([buffer, MPI.BYTE], self._ranks.hosts[c]) if count else None
-                posted[c] = buffer, request
-        return posted

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from fedmpi.comm.coding import Wire
 from fedmpi.comm.flight import Flight, budget
+from fedmpi.comm.inbox import tag
 from fedmpi.comm.parcels import Address, Parcel
 from fedmpi.comm.ranks import SERVER, Ranks
-from fedmpi.comm.segments import segments
+from fedmpi.comm.segments import Cuts, cut
 from fedmpi.comm.shared import SharedVector
 from fedmpi.comm.traffic import Meter, Traffic
 from fedmpi.comm.waiting import Patience
@@ -58,7 +59,7 @@ class Scatter:
     ranks, layout
         Fixed for the life of the plan.
     segment_bytes
-        Size of a parameter range when dense, in bytes.
+        Size of a parameter range when dense, in bytes; None takes what fits what travels.
     wire
         Chooses the coding of each message's values.
     shared
@@ -70,14 +71,14 @@ class Scatter:
         ranks: Ranks,
         layout: Layout,
         *,
-        segment_bytes: int,
+        segment_bytes: int | None,
         patience: Patience,
         meter: Meter,
         wire: Wire = Wire(),  # noqa: B008 - frozen
         shared: SharedVector | None = None,
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
-        self._segments, self._wire, self._shared = segments(layout.size, segment_bytes), wire, shared
+        self._cuts, self._wire, self._shared = Cuts(layout.size, len(ranks.hosts), segment_bytes), wire, shared
 
     def __call__(
         self,
@@ -162,7 +163,7 @@ class Scatter:
             mask=address.positions,
             buffers=buffers,
             flags=flag,
-            segments=len(self._segments),
+            segments=self._cuts.count(address.positions.count()),
             coding=coding,
         )
         return encode_head(head, self._layout, previous=address.positions)[0]
@@ -192,9 +193,13 @@ class Scatter:
         sizes, at, sums = dict.fromkeys(addresses, 0), dict.fromkeys(addresses, 0), dict.fromkeys(addresses, Checksum())
         flight: Flight[dict[int, MPI.Request]] = Flight(budget(self._layout.size))
         flight.add(0, {c: comm.Isend([cut_checksum(heads[c]), MPI.BYTE], hosts[c]) for c in remote})
-        for lo, hi in self._segments:
+        steps = {c: self._cuts.step(a.positions.count()) for c, a in addresses.items()}
+        for lo, _ in cut(0, theta.size, min(steps.values(), default=1)):
             now, held = {}, 0
             for c, a in addresses.items():
+                if lo % steps[c]:
+                    continue
+                hi = min(lo + steps[c], theta.size)
                 with self._meter.time("encode"):
                     values = rounded(kept(theta, a.positions, lo, hi), codings[c])
                     sums[c] = sums[c].combine(values_checksum(values, at[c]))
@@ -202,7 +207,7 @@ class Scatter:
                 if c in local:
                     local[c][at[c] : at[c] + values.size] = values
                 elif data.size:
-                    now[c] = comm.Isend([data, MPI.BYTE], hosts[c])
+                    now[c] = comm.Isend([data, MPI.BYTE], hosts[c], tag(c))
                     held += 0 if np.may_share_memory(data, theta) else data.size
                 sizes[c], at[c] = sizes[c] + data.size, at[c] + values.size
             flight.add(held, now)
@@ -239,7 +244,7 @@ class Scatter:
             client=client,
             epoch=address.epoch,
             previous=address.positions,
-            segments=len(self._segments),
+            segments=self._cuts.count(address.positions.count()),
             max_scalars=0,
         )
 
@@ -264,17 +269,19 @@ class Scatter:
     def _receive_values(
         self, addresses: dict[int, Address], codings: dict[int, ValueCoding], values: dict[int, NDArray[np.float32]]
     ) -> None:
-        """Fill in the values as they come. Receives are posted in the server's order: by range, then by client."""
-        posted, at = [], dict.fromkeys(addresses, 0)
-        for lo, hi in self._segments:
-            for c, address in addresses.items():
+        """Fill in the values as they come."""
+        posted = []
+        for c, address in addresses.items():
+            at = 0
+            for lo, hi in self._cuts.ranges(address.positions.count()):
                 count = address.positions.count(lo, hi)
-                target = values[c][at[c] : at[c] + count]
+                target = values[c][at : at + count]
                 raw = codings[c] == ValueCoding.RAW_F32
                 buffer = target.view(np.uint8) if raw else np.empty(values_bound(codings[c], count), np.uint8)
-                at[c] += count
+                at += count
                 if count:
-                    posted.append((c, lo, hi, target, buffer, self._ranks.comm.Irecv([buffer, MPI.BYTE], SERVER)))
+                    request = self._ranks.comm.Irecv([buffer, MPI.BYTE], SERVER, tag(c))
+                    posted.append((c, lo, hi, target, buffer, request))
         if all(coding == ValueCoding.RAW_F32 for coding in codings.values()):
             self._patience.wait_all([request for *_, request in posted], "the server's model")
             return

@@ -25,6 +25,8 @@ def never() -> None:
     """Do not interrupt."""
 
 
+LOOKS = 16
+"""How often a wait is looked after in the time that it has lasted so far."""
 _kept_alive: list[object] = []
 
 
@@ -40,8 +42,9 @@ def keep_alive(objects: Iterable[object]) -> None:
 class Patience:
     """How to wait: first and longest sleep between two looks, and the deadline, all in seconds.
 
-    For the first ``brisk`` seconds a wait gives up the core between two looks but does not sleep: in the middle of a
-    transfer the next range is a fraction of that away, and a sleep for each range would cost more than the transfer.
+    For the first ``brisk`` seconds a wait gives up the core between two looks but does not sleep: the next range is
+    often that near. It is short, since with more ranks than cores those that look take the core from those that work.
+    From then on a wait sleeps a sixteenth of what it has lasted: it ends at most so much too late.
     ``notice`` is told what is waited for at every look, so that a person can be shown. ``interrupt`` is called
     before the work of every client, and may raise ``Stopped``.
     """
@@ -50,13 +53,13 @@ class Patience:
     longest: float = 5e-3
     deadline: float = 7200.0
     notice: Callable[[str], None] = ignore
-    brisk: float = 2e-3
+    brisk: float = 1e-4
     interrupt: Callable[[], None] = never
 
     def until(self, done: Callable[[], bool], what: str | Callable[[], str]) -> None:
         """Return once ``done()`` holds; raise ``RankFailure`` naming ``what`` at the deadline. *Not collective.*"""
         start = time.monotonic()
-        pause, brisk, end = self.first, start + self.brisk, start + self.deadline
+        brisk, end = start + self.brisk, start + self.deadline
         while not done():
             now = time.monotonic()
             if now < brisk:
@@ -67,8 +70,7 @@ class Patience:
                 message = f"no answer within {self.deadline:g} s: {awaited} (comm.deadline_s sets the limit)"
                 raise RankFailure(message)
             self.notice(awaited)
-            time.sleep(pause)
-            pause = min(2 * pause, self.longest)
+            time.sleep(min(max(self.first, (now - start) / LOOKS), self.longest))
 
     def wait(self, request: MPI.Request, what: str) -> None:
         """Return once ``request`` is complete. *Not collective.*"""

@@ -39,6 +39,7 @@ def _path(value: object) -> object:
 
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
+OptionalNumber = Annotated[float | None, Strict()]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 Text = Annotated[str, Strict()]
 OptionalPath = Annotated[Path | None, BeforeValidator(_path)]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from fedmpi.config.base import Number, Problem, Section, Switch, Text, Whole, key
+from fedmpi.config.base import Number, OptionalNumber, Problem, Section, Switch, Text, Whole, key
 from fedmpi.config.protocol import ProtocolConfig
 
 
@@ -106,9 +106,10 @@ class ComputeConfig(Section):
 class CommConfig(Section):
     """Messages between the ranks."""
 
-    segment_mb: Number = key(
-        1.0,
-        "Size of the pieces in which a message travels and is merged.",
+    segment_mb: OptionalNumber = key(
+        None,
+        "Size of the pieces in which a message travels and is merged, when dense. null = what fits: pieces of all "
+        "clients, two of each, fill a third of the dense vector, whatever their number and density. The same results.",
         source="fedmpi",
         unit="MB (1e6 byte)",
         gt=0.0,

@@ -1,12 +1,8 @@
 """How the values of a message travel: ``wire``."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Strict
-
-from fedmpi.config.base import Section, key
-
-OptionalNumber = Annotated[float | None, Strict()]
+from fedmpi.config.base import OptionalNumber, Section, key
 
 
 class WireConfig(Section):

@@ -151,5 +151,5 @@ def _head(
         buffers=buffers,
         scalars=np.zeros(len(SCALARS)),
         values_checksum=values_checksum(values),
-        segments=world.reduce.segments,
+        segments=world.reduce.segments(mask),
     )

@@ -119,7 +119,7 @@ class Client:
         kept = policy.finish(self._site(state, received, round, log), *trained, kept, early)
         with log.time("encode"):
             mask = Mask.from_bool(kept)
-            values = pack(trained[0], mask, 0, mask.size)
+            values = trained[0] if mask.is_full else pack(trained[0], mask, 0, mask.size)
         norm = float(np.linalg.norm(values.astype(np.float64)))
         log.values |= {"kl_divergence": divergence, "norm": norm, "density": density(kept, self.learner.prunable)}
         return state, Update(mask, values, trained[1], divergence, len(self.data.train) * self.repeats, norm)

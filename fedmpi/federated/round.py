@@ -117,7 +117,7 @@ def _request(world: World, round: int, client: int, history: MaskHistory, *, rec
         epoch=history.epoch,
         mask=None,
         flags=Flag.RECOVER if recover else 0,
-        segments=world.reduce.segments,
+        segments=world.reduce.segments(None),
     )
 
 
@@ -195,7 +195,7 @@ def _update_head(world: World, round: int, client: int, history: MaskHistory, up
         buffers=update.buffers,
         scalars=np.array([named[name] for name in SCALARS]),
         values_checksum=values_checksum(update.values),
-        segments=world.reduce.segments,
+        segments=world.reduce.segments(update.mask),
         coding=world.reduce.coding,
     )
 

@@ -34,7 +34,7 @@ from fedmpi.errors import LaunchError
 from fedmpi.sparse import Head, Kind, Layout, Mask, ValueCoding, rounded, values_checksum
 
 CLIENTS = 4
-SEGMENT_BYTES = (256, 4096, 1 << 20)
+SEGMENT_BYTES = (256, 4096, 1 << 20, None)
 PATIENCE = Patience(deadline=60.0)
 RAW = Wire()
 torch.set_num_threads(1)
@@ -145,7 +145,7 @@ def exchange(
                 buffers=case.client_buffers[c],
                 scalars=np.array([c + 0.5, -c]),
                 values_checksum=values_checksum(values[c]),
-                segments=reduce.segments,
+                segments=reduce.segments(case.masks[c]),
                 coding=reduce.coding,
             ),
             full,

@@ -27,10 +27,13 @@ class Clock:
         self.now += 2**-13
 
 
-def test_looks_often_at_first_and_then_every_longest(monkeypatch):
+def test_looks_often_at_first_then_less_and_less_and_then_every_longest(monkeypatch):
     clock = Clock(monkeypatch)
-    Patience(first=1e-3, longest=5e-3).until(lambda: len(clock.naps) == 6, "x")
-    np.testing.assert_allclose(clock.naps, [1e-3, 2e-3, 4e-3, 5e-3, 5e-3, 5e-3])
+    Patience(first=1.0, longest=3.0, brisk=0).until(lambda: len(clock.naps) == 50, "x")
+    np.testing.assert_allclose(clock.naps[:18], [1.0] * 17 + [17 / 16])
+    np.testing.assert_allclose(clock.naps[18], (17 + 17 / 16) / 16)
+    assert clock.naps == sorted(clock.naps)
+    np.testing.assert_allclose(clock.naps[-3:], [3.0] * 3)
 
 
 def test_a_short_wait_never_sleeps(monkeypatch):

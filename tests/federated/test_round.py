@@ -10,6 +10,7 @@ from fedmpi.federated.client import Client
 from fedmpi.federated.probe import Probe
 from fedmpi.federated.round import first_state, is_due, run_round
 from fedmpi.pruning import Decision
+from fedmpi.sparse import Mask
 
 pytestmark = pytest.mark.usefixtures("tiny_net")
 
@@ -202,7 +203,8 @@ class TestEvaluation:
 
 def test_segments_are_in_units_of_a_million_bytes(world):
     """1020 bytes are 255 values, hence 192 (whole words of a mask); 2072 parameters make eleven such ranges."""
-    assert world("comm.segment_mb=0.00102").reduce.segments == 11
+    built = world("comm.segment_mb=0.00102")
+    assert built.reduce.segments(Mask.full(2072)) == 11
 
 
 def test_times_add_up(world):
