@@ -28,7 +28,7 @@ def briefing(world: World, folder: RunFolder) -> dict[str, str]:
         "model": f"{config.model.arch}, {layout.size:,} parameters ({4 * layout.size / 1e6:.1f} MB dense)",
         "method": f"{config.federation.rounds} rounds x {config.local.epochs} local epochs; {method}",
         **({} if protocol == STANDARD else {"scores": protocol.name}),
-        "wire": f"{_values_word(world)} values, {kernels.active()} kernels, {segments_word(config.comm.segment_mb)}",
+        "wire": f"{_values_word(world)} values, {kernels.active()} kernels, {_segments_word(config.comm.segment_mb)}",
         "out": f"{folder.path}/",
     }
 
@@ -53,6 +53,10 @@ def provenance(world: World, placed: list[Seat]) -> dict[str, Any]:
         "evaluation_protocol": Protocol.of(config.evaluation.protocol).name,
         "weights_sha256": world.learner.model.weights_sha256 or "",
     }
+
+
+def _segments_word(megabytes: float | None) -> str:
+    return "pieces that fit" if megabytes is None else f"{megabytes:g} MB segments"
 
 
 def _values_word(world: World) -> str:
