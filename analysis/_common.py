@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,7 +69,27 @@ class RunType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gene
 
 
 run_argument: Final = click.argument("run", type=RunType(), metavar="RUN")
-runs_argument: Final = click.argument("runs", type=RunType(), nargs=-1, required=True, metavar="[LABEL=]RUN...")
+
+
+class RunsArgument(click.Argument):
+    """Runs, of which the shell expands no pattern behind a label: ``LABEL='runs/a-*'`` names all that it matches."""
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:  # noqa: ANN401 - as click has it
+        """Open the runs."""
+        return super().type_cast_value(ctx, value and [text for given in value for text in expanded(given)])
+
+
+def expanded(text: Any) -> list[Any]:  # noqa: ANN401 - as click has it
+    """Return ``LABEL=PATTERN`` as one ``LABEL=PATH`` for every path that matches, anything else as it is."""
+    label, sign, pattern = str(text).partition("=")
+    if not sign or Path(str(text)).exists() or Path(pattern).exists():
+        return [text]
+    return [f"{label}={path}" for path in sorted(glob(pattern))] or [text]  # noqa: PTH207 - absolute ones too
+
+
+runs_argument: Final = click.argument(
+    "runs", cls=RunsArgument, type=RunType(), nargs=-1, required=True, metavar="[LABEL=]RUN..."
+)
 out_option: Final = click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -167,7 +188,9 @@ def _check_alike(label: str, members: Sequence[Named]) -> None:
             continue
         text = f"{members[0].run.path} and {other.run.path} differ in {', '.join(keys[:4])}{' ...' * (len(keys) > 4)}"
         if not (members[0].given and other.given):
-            raise click.ClickException(f"{text}, but both are called {label!r}: name them, as in LABEL=RUN")
+            raise click.ClickException(
+                f"{text}, but both are called {label!r}: name them, as in LABEL=RUN or LABEL='runs/a-*'"
+            )
         click.echo(f"note: {text}, and are averaged as {label!r}", err=True)
 
 

@@ -21,6 +21,7 @@ nav { margin: .8rem 0 1.2rem; }
 nav a { margin-right: 1.1rem; color: var(--blue); text-decoration: none; white-space: nowrap; }
 .badge { padding: .1rem .55rem; border-radius: 1rem; color: #fff; background: #59636e; font-weight: 600; }
 .badge.finished { background: #00735a; } .badge.failed { background: #b23c00; } .badge.running { background: #0072b2; }
+.badge.stopped { background: #8a6100; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
 .tile { flex: 1 1 11rem; padding: .7rem .9rem; background: var(--back); border-radius: .5rem; }
 .tile b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; } .tile span { color: var(--soft); }

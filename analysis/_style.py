@@ -109,7 +109,7 @@ def byte_scale(largest: float) -> tuple[float, str]:
     return 1.0, "byte"
 
 
-def rounds_axis(axis: Axes, label: str = "round") -> None:
+def rounds_axis(axis: Axes, label: str = "round, from 0") -> None:
     """Make the x axis one of whole rounds."""
     axis.set_xlabel(label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -141,6 +141,7 @@ def stack(axis: Axes, rounds: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[
     for (label, heights), colour in zip(parts.items(), colours, strict=False):
         if len(rounds) <= FEW_ROUNDS:
             axis.bar(rounds, heights, 0.8, bottom=base, color=colour, label=label)
+            axis.set_xlim(-0.6, len(rounds) - 0.4)
         else:
             axis.fill_between(rounds, base, base + heights, step="mid", color=colour, lw=0, label=label)
         base = base + heights

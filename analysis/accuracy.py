@@ -80,9 +80,13 @@ def groups_over(groups: Groups, metrics: Sequence[str], over: str) -> Figure:
     for axis, metric in zip(axes[0], metrics, strict=True):
         for (label, members), look in zip(groups.items(), style.line_styles(), strict=False):
             x, low, middle, high = spread(members, metric, over)
-            x = x / divisor if over == "bytes" else x
+            marks = evaluations(members, metric) if over == "bytes" else (x, middle)
+            x, places = (x / divisor, marks[0] / divisor) if over == "bytes" else (x, x)
             text = f"{label} ({len(members)} seeds)" if len(members) > 1 else label
-            axis.plot(x, 100 * middle, label=text, markevery=max(1, len(x) // 12), **look)
+            axis.plot([], [], label=text, **look)
+            axis.plot(x, 100 * middle, **look | {"marker": None})
+            every = max(1, len(places) // 12)
+            axis.plot(places, 100 * marks[1], markevery=every, clip_on=False, **look | {"linestyle": "none"})
             if len(members) > 1:
                 axis.fill_between(x, 100 * low, 100 * high, color=look["color"], alpha=0.18, lw=0)
         _finish(axis, metric, over, unit)
@@ -107,6 +111,13 @@ def spread(members: Sequence[common.Named], metric: str, over: str) -> tuple[Flo
         places = np.linspace(0.0, min(x[-1] for x, _ in curves), 60)
     table = np.array([np.interp(places, x, y) for x, y in curves])
     return places, table.min(axis=0), table.mean(axis=0), table.max(axis=0)
+
+
+def evaluations(members: Sequence[common.Named], metric: str) -> tuple[Floats, Floats]:
+    """Return mean bytes and mean score of every evaluation that all runs of a group have."""
+    curves = [_mean_curve(named.run, metric, "bytes") for named in members]
+    shared = min(len(x) for x, _ in curves)
+    return np.mean([x[:shared] for x, _ in curves], axis=0), np.mean([y[:shared] for _, y in curves], axis=0)
 
 
 def _mean_curve(run: Run, metric: str, over: str) -> tuple[Floats, Floats]:

@@ -176,9 +176,9 @@ def scatter(lines: Sequence[Line], base: Line | None, metrics: Sequence[str]) ->
             x, y = line.bytes / divisor, 100 * quantities.row_means(line.scores[metric])
             several = len(x) > 1
             bars = {"xerr": x.std(ddof=1), "yerr": y.std(ddof=1)} if several else {}
-            axis.errorbar(
-                x.mean(), y.mean(), **bars, capsize=3, ms=8, **{**look, "linestyle": "none"}, label=line.label
-            )
+            look["linestyle"] = "none"
+            axis.plot([], [], ms=7, label=line.label, **look)  # the legend's entry, without bars
+            axis.errorbar(x.mean(), y.mean(), **bars, capsize=3, ms=8, **look)
             axis.scatter(x, y, s=10, color=look["color"], alpha=0.55 * several, lw=0)
             if line is base:
                 axis.axhline(y.mean(), color=style.DENSE, ls=":", lw=1, zorder=0)

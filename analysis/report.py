@@ -110,12 +110,7 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
 
 def notes(run: Run) -> list[str]:
     """Return what a reader must know before believing the figures."""
-    config, items = common.flat(common.config_of(run)), []
-    if run.status == "failed":
-        items.append(f"The run failed after {run.rounds} committed rounds: {run.error or 'no reason is recorded'}")
-    if run.status == "running":
-        when = datetime.fromtimestamp(float(run["rounds/started"][-1]), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        items.append(f"The run is going on, or was killed: its file was left open. Its last round began {when}.")
+    config, items = common.flat(common.config_of(run)), unfinished(run)
     if config.get("crr.enabled") and config.get("crr.probe") == "test":
         items.append("crr.probe = test: pruning was decided on the test data, whose labels leak into the scores below.")
     if config.get("data.labels"):
@@ -134,6 +129,20 @@ def notes(run: Run) -> list[str]:
     if run.provenance.get("git_dirty") == "yes":
         items.append("The source tree had changes that are in no commit.")
     return items
+
+
+def unfinished(run: Run) -> list[str]:
+    """Return why the run has not reached its end, as far as its file tells; nothing if it has."""
+    rounds = f"{run.rounds} committed round{'s' * (run.rounds != 1)}"
+    if run.status == "failed":
+        return [f"The run failed after {rounds}: {run.error or 'no reason is recorded'}"]
+    if run.status == "stopped":
+        reason = run.error.partition("; continue with: ")[0] or "no reason is recorded"
+        return [f"The run was asked to stop after {rounds}: {reason}. fedmpi train --resume goes on with it."]
+    if run.status == "running":
+        when = datetime.fromtimestamp(float(run["rounds/started"][-1]), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return [f"The run is going on, or was killed: its file was left open. Its last round began {when}."]
+    return []
 
 
 def counted(items: Sequence[str], word: str) -> str:

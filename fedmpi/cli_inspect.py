@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ COLUMNS = {
     "sec": 5,
 }
 """Columns of the table of rounds with their widths; behind them stands what was decided."""
+COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red", "running": "blue"}
 
 
 @click.command("inspect")
@@ -58,7 +60,8 @@ def inspect(run: Path, last: int, per_client: bool, follow: bool, as_json: bool)
             return
         first = max(0, opened.rounds - last) if last > 0 else 0
         earlier = [f"    ... {first} earlier rounds (--last 0 shows all)"] if first else []
-        for line in (*summary(opened), "", *table_head(opened), *earlier, *table_rows(opened, first)):
+        show(summary(opened))
+        for line in ("", *table_head(opened), *earlier, *table_rows(opened, first)):
             click.echo(line)
         seen = opened.rounds
         if per_client and seen:
@@ -79,7 +82,12 @@ def _follow(path: Path, seen: int, status: str) -> None:
                 click.echo(line)
             seen = run.rounds
             if status != "running":
-                click.echo("\n".join(["", *summary(run)]))
+                show(["", *summary(run)])
+
+
+def show(lines: Sequence[str]) -> None:
+    """Print a summary; its colours only reach a terminal whose user did not set NO_COLOR."""
+    click.echo("\n".join(lines), color=False if os.environ.get("NO_COLOR") else None)
 
 
 def _status(path: Path) -> str:
@@ -105,15 +113,17 @@ def summary(run: Run) -> list[str]:
     """Return what ran and how it stands, in a few lines."""
     items, total = run.provenance, planned(run)
     commit = str(items.get("git_commit", ""))[:10] + (", with changes" if items.get("git_dirty") == "yes" else "")
+    reason, word = run.error.partition("; continue with: ")[0], run.status
     facts = {
-        "state": state(run, total),
+        "state": click.style(word, COLOURS.get(word)) + state(run, total).removeprefix(word),
         "begun": run.created + (f", stopped {run.stopped}" if run.stopped else ""),
         "resumed": ", ".join(f"after round {items.get('after_rounds', '?')}" for items in run.resumes),
         "what": f"{len(run.clients)} clients, {run.rounds}{f' of {total}' if total else ''} rounds, "
         f"seed {items.get('seed', '?')}, config {str(items.get('config_digest', '?'))[:12]}",
         "where": f"{items.get('ranks', '?')} ranks on {', '.join(sorted(set(items.get('hosts', [])))) or '?'}",
         "code": f"fedmpi {items.get('fedmpi_version', '?')}" + (f" ({commit})" if commit else ""),
-        "error": run.error,
+        "stopped" if word == "stopped" else "error": reason,
+        "go on": again(run),
         "sent": sent(run),
     }
     return [str(run.path), *(f"  {name:<8} {text}" for name, text in facts.items() if text)]
@@ -130,6 +140,13 @@ def state(run: Run, total: int) -> str:
     if seconds and total > run.rounds:
         text += f"; about {span((total - run.rounds) * sum(seconds) / len(seconds))} to go"
     return text
+
+
+def again(run: Run) -> str:
+    """Return the command that goes on with a run that is neither finished nor under way; empty if none does."""
+    folder = run.path.parent
+    over = run.status in {"stopped", "failed"} or "killed" in state(run, 0)
+    return f"fedmpi train --resume {folder}" if over and (folder / "checkpoints").is_dir() else ""
 
 
 def sent(run: Run) -> str:

@@ -72,6 +72,33 @@ def test_the_last_error(tmp_path):
     assert "error    RankFailure: client 1" in text
 
 
+def test_a_stopped_run_has_not_failed(tmp_path):
+    error = "SIGUSR1 came; 3 of 9 rounds are done; continue with: fedmpi train --resume elsewhere"
+    path = sample.write(tmp_path / "run.h5", status="stopped", error=error)
+    (tmp_path / "checkpoints").mkdir()
+    text = show(path)
+    assert "state    stopped\n" in text
+    assert "stopped  SIGUSR1 came; 3 of 9 rounds are done\n" in text
+    assert f"go on    fedmpi train --resume {tmp_path}\n" in text
+    assert "error" not in text
+
+
+@pytest.mark.parametrize(("status", "kept"), [("finished", True), ("failed", False)])
+def test_no_hint_where_nothing_goes_on(tmp_path, status, kept):
+    path = sample.write(tmp_path / "run.h5", status=status)
+    if kept:
+        (tmp_path / "checkpoints").mkdir()
+    assert "--resume" not in show(path)
+
+
+def test_states_have_colours_on_a_terminal(tmp_path, monkeypatch):
+    path = sample.write(tmp_path / "run.h5", status="stopped")
+    shown = lambda: CliRunner().invoke(cli_inspect.inspect, [str(path)], color=True).output  # noqa: E731
+    assert "\x1b[33mstopped\x1b[0m" in shown()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in shown()
+
+
 def test_the_clients(finished):
     text = show(finished, "--clients")
     cells = ["market", "10.0", "50.0", "10.0", "60.0", "0.750", "0.250", "recovered", "7", "0.0", "12.4", "%", "3.0"]

@@ -31,10 +31,27 @@ def test_what_is_printed(run_file, tmp_path, invoke):
     assert line == ["one", "0", "3", "45.2", "kB", "15.0", "15.0", "60.0", "70.0"]
 
 
+def test_marks_are_where_runs_were_evaluated(seeds):
+    with open_run(seeds[0]) as one, open_run(seeds[1]) as two:
+        x, y = accuracy.evaluations([Named("one", one), Named("one", two)], "map")
+    assert x == pytest.approx([0, 16_370, 45_160])
+    assert y == pytest.approx([0.15, 0.35, 0.65])
+
+
+def test_a_label_names_all_runs_of_a_pattern(seeds, tmp_path, invoke):
+    text = invoke(accuracy.main, f"both={tmp_path}/s?", "--out", tmp_path, "--format", "csv")
+    assert [line.split()[:2] for line in text.splitlines() if line.startswith("both ")] == [
+        ["both", "0"],
+        ["both", "1"],
+    ]
+    assert "t?: no such run file" in invoke(accuracy.main, f"both={tmp_path}/t?", code=2)
+
+
 def test_mean_over_clients_against_bytes(run_file):
     with open_run(run_file) as run:
         made = accuracy.groups_over({"one": [Named("one", run)]}, ["map"], "bytes")
-    (line,) = made.axes[0].lines
+    _, line, marks = made.axes[0].lines  # the first is the legend's
+    assert marks.get_xdata() == pytest.approx(line.get_xdata())
     assert line.get_xdata() == pytest.approx([0, 16.370, 45.160])
     assert line.get_ydata() == pytest.approx([15, 30, 60])
     assert made.axes[0].get_xlabel() == "sent by all clients, up and down (kB)"
