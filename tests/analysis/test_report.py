@@ -123,7 +123,7 @@ def test_times(page):
         ({}, {"skipped": [0, 1]}, "refused 3 updates: prid (round 0), prid (round 1), prid (round 2)"),
         ({}, {"bad_images": [0, 4]}, "Unreadable training images: 4 of prid."),
         ({"status": "failed", "error": "disk full"}, {}, "failed after 3 committed rounds: disk full"),
-        ({"status": "stopped", "error": "SIGINT; continue with: x"}, {}, "stop after 3 committed rounds: SIGINT. fedmpi"),
+        ({"status": "stopped", "error": "SIGINT; continue with: x"}, {}, "stop after 3 committed rounds: SIGINT. fed"),
         ({"probe": "loss"}, {}, "embedded drawn people"),
     ],
 )
