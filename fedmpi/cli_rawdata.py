@@ -61,7 +61,9 @@ def _described(entry: Fact) -> str:
     help="How files get there.",
 )
 @click.option(
-    "--split", type=click.Path(path_type=Path), help="A split.json of the DGD format, instead of a drawn one."
+    "--split",
+    type=click.Path(path_type=Path),
+    help="Instead of a drawn split: a split.json of the DGD format, or the .mat of iLIDS-VID's authors.",
 )
 def prepare(
     raw: Path, dataset: str, root: Path, seed: int, how: Literal["link", "symlink", "copy"], split: Path | None
@@ -123,7 +125,7 @@ def verify(
     from fedmpi.rawdata.verify import verify_client  # noqa: PLC0415
     from fedmpi.reid.layouts import find_folders  # noqa: PLC0415
 
-    folders = find_folders(root)
+    folders = find_folders(root, only=names)
     unknown = [name for name in names if name not in {folder.name for folder in folders}]
     if unknown:
         there = ", ".join(folder.name for folder in folders)

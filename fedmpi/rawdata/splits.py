@@ -97,8 +97,22 @@ def _prid_tracklet(raw: Path, number: int, camid: int, rng: np.random.Generator)
     return [Shot(files[i], number, small_name(camid, number, n, files[i].suffix)) for n, i in enumerate(chosen)]
 
 
+def _ilids_vid(path: Path) -> dict[str, list[int]]:
+    """Read the first of iLIDS-VID's splits: a row counts persons from 1, its first half is tested, the rest trains."""
+    from scipy.io import loadmat  # noqa: PLC0415 - scipy.io is slow to import
+
+    try:
+        row = [int(number) - 1 for number in loadmat(path)["ls_set"][0]]
+    except Exception as error:  # a damaged file raises nearly anything
+        raise DataError(f"{path}: no split file of iLIDS-VID ({type(error).__name__}: {error})") from error
+    tested = row[: len(row) // 2]
+    return dict(zip(_KEYS[0], (row[len(row) // 2 :], tested, tested), strict=True))
+
+
 def read_split(path: Path, persons: int) -> dict[str, list[int]]:
-    """Read a ``split.json`` of the DGD format (or open-reid's list of them, of which the first is taken).
+    """Read a ``split.json`` of the DGD format (or open-reid's list of them), or the ``.mat`` of iLIDS-VID's authors.
+
+    Where a file holds several splits, the first is taken.
 
     Returns
     -------
@@ -109,7 +123,7 @@ def read_split(path: Path, persons: int) -> dict[str, list[int]]:
     DataError
         The file is not such a split, or somebody is in both training and test.
     """
-    content = read_json(path)
+    content = _ilids_vid(path) if path.suffix == ".mat" else read_json(path)
     content = content[0] if isinstance(content, list) and content else content
     keys = next((k for k in _KEYS if all(name in content for name in k)), None)
     if keys is None or not isinstance(content, dict):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from fedmpi.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
@@ -64,8 +64,10 @@ class Folder:
         return self.path / "pytorch" / PROCESSED[index] if self.processed else self.path / RAW[index]
 
 
-def find_folders(root: Path) -> list[Folder]:
+def find_folders(root: Path, only: Collection[str] = ()) -> list[Folder]:
     """Return the clients under `root`, or `root` itself when it is one; only folder names are looked at.
+
+    What is wrong with clients beside those in `only` does not matter, if it names any of those found.
 
     Raises
     ------
@@ -85,7 +87,7 @@ def find_folders(root: Path) -> list[Folder]:
         raise DataError(f"data.root: {root} cannot be listed: {error.strerror}") from error
     if not folders:
         raise DataError(f"data.root: no client found in {root}; {EXPECTED}")
-    for folder in folders:
+    for folder in [folder for folder in folders if folder.name in only] or folders:
         for index in range(3):
             if not folder.subset(index).is_dir():
                 raise DataError(f"data.root: {folder.subset(index)} is missing; {EXPECTED}")

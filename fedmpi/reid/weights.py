@@ -8,6 +8,7 @@ training codes put before torchvision's names are stripped, and classifiers (``f
 
 import hashlib
 import io
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,6 +77,10 @@ def _tensors(content: bytes, path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(content)
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its text advises to load it all the same
+        what = "damaged, or it holds more than tensors, such as code, which is never loaded"
+        message = f"{path}: not a readable weight file: {what}; expected safetensors or a PyTorch state dict"
+        raise DataError(message) from error
     except Exception as error:  # a damaged file raises nearly anything: KeyError, struct.error, AssertionError, ...
         reason = str(error).strip().splitlines() or [type(error).__name__]
         message = f"{path}: not a readable weight file ({reason[0]}): expected safetensors or a PyTorch state dict"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from fedmpi.errors import DataError
 from fedmpi.rawdata import prepare as preparing
@@ -234,6 +235,21 @@ def test_a_split_file_beside_a_release(tmp_path, keys):
     prepare(tmp_path / "raw", fact("viper"), tmp_path / "root", split=tmp_path / "split.json")
     client = load(tmp_path / "root", "viper")
     assert [set(images.pids) for images in sets(client)] == [{1, 6}, {2, 3}, {2, 3, 4}]
+
+
+def test_the_split_file_of_ilids_vid(tmp_path):
+    releases.ilids_vid(tmp_path / "raw", people=6)
+    rows = np.array([[2, 4, 6, 1, 3, 5], [1, 2, 3, 4, 5, 6]], np.uint16)  # the first is taken: its first half is tested
+    savemat(tmp_path / "train_test_splits_ilidsvid.mat", {"ls_set": rows})
+    split = tmp_path / "train_test_splits_ilidsvid.mat"
+    prepare(tmp_path / "raw", fact("ilids-vid"), tmp_path / "root", split=split)
+    client = load(tmp_path / "root", "ilids-vid")
+    people = sorted({*client.train.pids, *client.query.pids})
+    assert set(client.train.pids) == {people[0], people[2], people[4]}
+    assert set(client.query.pids) == set(client.gallery.pids) == {people[1], people[3], people[5]}
+    split.write_bytes(b"MATLAB")
+    with pytest.raises(DataError, match="no split file of iLIDS-VID"):
+        prepare(tmp_path / "raw", fact("ilids-vid"), tmp_path / "other", split=split)
 
 
 @pytest.mark.parametrize(

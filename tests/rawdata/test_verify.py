@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fedmpi.cli import cli
+from fedmpi.errors import DataError
 from fedmpi.rawdata import facts, verify
 from fedmpi.rawdata.facts import Count, fact
 from fedmpi.rawdata.prepare import prepare
@@ -83,6 +84,14 @@ def test_counts(market):
     found = findings(market.parent)
     assert found["query: 6 identities / 17 images, published are 6 / 18"][0] == "error"
     assert "1 files of manifest.json are missing" in found
+
+
+def test_one_client_can_be_verified_beside_a_broken_one(market):
+    (market.parent / "broken/pytorch/query").mkdir(parents=True)
+    assert data("verify", market.parent, "--client", "Market")[0] == 0
+    for words in (["--client", "broken"], []):
+        with pytest.raises(DataError, match="broken/pytorch/train_all is missing"):
+            data("verify", market.parent, *words)
 
 
 def test_missing_camera(market):
