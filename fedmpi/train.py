@@ -25,6 +25,7 @@ from fedmpi.comm import (
     check_same,
     gather_rows,
     plan_downlink,
+    plan_uplink,
     plan_wire,
     same_number,
     same_text,
@@ -99,6 +100,7 @@ def train(
             world, placed = _set_up(ranks, patience, config, stopper)
             summary = _run(world, names, placed, out, start, view, stopper, begun)
         world.scatter.free()
+        world.reduce.free()
         return summary
     finally:
         ranks.free()
@@ -135,8 +137,16 @@ def _set_up(ranks: Ranks, patience: Patience, config: RunConfig, stopper: Stoppe
     scatter = Scatter(
         ranks, layout, segment_bytes=segment_bytes, patience=patience, meter=meter, wire=wire, shared=shared
     )
+    laid = plan_uplink(ranks, layout.size, config.comm.uplink)
     reduce = Reduce(
-        ranks, layout, segment_bytes=segment_bytes, max_scalars=n, patience=patience, meter=meter, wire=wire
+        ranks,
+        layout,
+        segment_bytes=segment_bytes,
+        max_scalars=n,
+        patience=patience,
+        meter=meter,
+        wire=wire,
+        shared=laid,
     )
     return World(config, ranks, patience, meter, learner, clients, scatter, reduce), placed
 

@@ -65,8 +65,14 @@ class Streamed:
         for place, ((lo, hi), client, _) in enumerate(self._jobs):
             self._field.patience.wait(requests[place], f"client {client}")
             self._add(self._field.theta[lo:hi], self._buffers[place % ahead][: hi - lo], client)
+            if client == self._clients[-1][0]:
+                self._finish(self._field.theta[lo:hi])
             if place + ahead < len(self._jobs):
                 requests.append(self._post(place + ahead))
+
+    def _finish(self, target: Values) -> None:
+        """Divide by the weights' sum, as any weighted mean has to that cannot know it to be 1."""
+        torch.from_numpy(target).div_(float(self._field.weights.sum()))
 
     def _post(self, place: int) -> MPI.Request:
         (lo, hi), _, host = self._jobs[place]

@@ -12,9 +12,9 @@ from mpi4py import MPI
 from fedmpi.bench.dense import Collective, Pickled, Streamed
 from fedmpi.bench.field import Field, Way, peak_above
 from fedmpi.bench.records import Record, cell, milliseconds
-from fedmpi.bench.sparse import Sparse
+from fedmpi.bench.sparse import Shared, Sparse
 from fedmpi.bench.timing import Times, middle, ratio
-from fedmpi.comm import SERVER, Ranks, SharedVector, check_one_world, check_same, plan_downlink
+from fedmpi.comm import SERVER, Ranks, check_one_world, check_same
 from fedmpi.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def measure(
     torch.set_num_threads(1)
     try:
         field = Field(ranks, layout, segment_bytes)
-        shared = plan_downlink(ranks, layout.size, "auto")
-        if shared is not None:
-            shared.least = 0.0  # at every density, worth it or not
+        shared = Shared.where_possible(ranks, layout.size)
         records = list(_measured(field, _ways(field, densities, codings, shared), repeats))
     finally:
         torch.set_num_threads(threads)
@@ -68,7 +66,7 @@ def measure(
     return records if comm.rank == SERVER else []
 
 
-def _ways(field: Field, densities: Sequence[float], codings: Sequence[str], shared: SharedVector | None) -> list[Way]:
+def _ways(field: Field, densities: Sequence[float], codings: Sequence[str], shared: Shared | None) -> list[Way]:
     dense: list[Way] = [
         Streamed(field, "dense, whole vectors", whole=True),
         Streamed(field, "dense, segmented", whole=False),

@@ -78,7 +78,7 @@ def _own(size: int, clients: int, limit: float) -> list[Record]:
         if _run([*_mpirun(Path(sys.executable), clients), sys.executable, *words], limit) is None:
             raise LaunchError("fedmpi's own exchange failed: try mpirun -n 9 fedmpi bench exchange")
         records = [Record(**row) for row in json.loads(path.read_text())]
-    return [record for record in records if record.name == "exchange" and record.plan == "segmented"]
+    return [record for record in records if record.name == "exchange" and record.plan == "messages"]
 
 
 def _times(python: Path, argv: list[str], clients: int, limit: float, needs_mpi: bool) -> list[float] | None:  # noqa: FBT001

@@ -2,15 +2,28 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from fedmpi.bench.cases import draw_mask, draw_trained
 from fedmpi.bench.field import Field
-from fedmpi.comm import Address, Known, Meter, Reduce, Scatter, SharedVector
+from fedmpi.comm import (
+    Address,
+    Known,
+    Meter,
+    Ranks,
+    Reduce,
+    Scatter,
+    SharedUpdates,
+    SharedVector,
+    plan_downlink,
+    plan_uplink,
+)
 from fedmpi.comm.coding import Wire
 from fedmpi.errors import WireError
-from fedmpi.sparse import Head, Kind, Mask, kept, values_checksum
+from fedmpi.sparse import Head, Kind, Mask, kept
 from fedmpi.sparse.kernels import expand
 
 TOLERANCE = 1e-6  # of a mean, relative to the mean of magnitudes
@@ -18,16 +31,38 @@ ROUNDED = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 _CHECKED = 1 << 18
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Memory that all ranks share, for both directions."""
+
+    down: SharedVector
+    up: SharedUpdates
+
+    @classmethod
+    def where_possible(cls, ranks: Ranks, size: int) -> Self | None:
+        """*Collective*. Return the memory, None where the ranks cannot share it."""
+        down, up = plan_downlink(ranks, size, "auto"), plan_uplink(ranks, size, "auto")
+        if down is None or up is None:
+            return None
+        down.least = 0.0  # at every density, worth it or not
+        return cls(down, up)
+
+    def free(self) -> None:
+        """*Collective*. Give it back."""
+        self.down.free()
+        self.up.free()
+
+
 class Sparse:
     """Scatter and gather-merge at one density; masks are drawn from the client's number and known on both ends.
 
     ``coding`` is a value of the key ``wire.values``. Lossless values are coded against what was sent before. With
-    ``shared`` memory, clients take their values from there.
+    ``shared`` memory, clients take their values from there and lay their updates down there.
     """
 
-    def __init__(self, field: Field, density: float, coding: str = "raw", shared: SharedVector | None = None) -> None:
+    def __init__(self, field: Field, density: float, coding: str = "raw", shared: Shared | None = None) -> None:
         self._field, self.density, self.coding = field, density, coding
-        self.plan = "segmented" if shared is None else "shared down"
+        self.plan = "messages" if shared is None else "shared memory"
         ranks, layout, size = field.ranks, field.layout, field.layout.size
         named = ranks.clients if ranks.is_server else ranks.hosted
         self._masks = {c: draw_mask(size, density, 1000 + c) for c in named}
@@ -35,10 +70,23 @@ class Sparse:
         wire, patience, per = Wire(values=coding), field.patience, field.segment_bytes
         self._earlier = field.earlier if coding == "lossless" else None
         self._scatter = Scatter(
-            ranks, layout, segment_bytes=per, patience=patience, meter=self._meter, wire=wire, shared=shared
+            ranks,
+            layout,
+            segment_bytes=per,
+            patience=patience,
+            meter=self._meter,
+            wire=wire,
+            shared=None if shared is None else shared.down,
         )
         self._reduce = Reduce(
-            ranks, layout, segment_bytes=per, max_scalars=3, patience=patience, meter=self._meter, wire=wire
+            ranks,
+            layout,
+            segment_bytes=per,
+            max_scalars=3,
+            patience=patience,
+            meter=self._meter,
+            wire=wire,
+            shared=None if shared is None else shared.up,
         )
         self._local = np.zeros(0 if ranks.is_server else size, np.float32)
         self._moved = (0, 0)
@@ -77,7 +125,7 @@ class Sparse:
             mask=mask,
             buffers=self._buffers,
             scalars=np.zeros(3),
-            values_checksum=values_checksum(values),
+            values_checksum=self._reduce.checksum(client, values),
             segments=self._reduce.segments(mask),
             coding=self._reduce.coding,
         )

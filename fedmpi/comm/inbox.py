@@ -9,7 +9,9 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from fedmpi.comm.ranks import Ranks
 from fedmpi.comm.segments import UNDER_WAY, Range
+from fedmpi.comm.shared import SharedUpdates
 from fedmpi.comm.traffic import Meter
 from fedmpi.comm.waiting import Patience
 from fedmpi.sparse import Mask, ValueCoding, decode_range, values_bound
@@ -138,3 +140,25 @@ class Inbox(Stream):
         what = f"the values of client {self._client} on rank {self._source}"
         with self._meter.time("transfer"):
             return self._held[: self._patience.wait_bytes([request], what)[0]]
+
+
+class Laid(Stream):
+    """The values of a client that lays them down in shared memory, raw, and says so in an empty message."""
+
+    def __init__(
+        self, memory: SharedUpdates, ranks: Ranks, client: int, mask: Mask, patience: Patience, meter: Meter
+    ) -> None:
+        super().__init__(Contents(((0, mask.size),), mask, ValueCoding.RAW_F32, None), meter)
+        self._memory, self._client, self._patience = memory, client, patience
+        self._source = ranks.hosts[client]
+        self._said = ranks.comm.Irecv([bytearray(), MPI.BYTE], self._source, tag(client))
+
+    @property
+    def under_way(self) -> list[object]:
+        """The message that says so."""
+        return [self._said]
+
+    def _fetch(self) -> Bytes:
+        with self._meter.time("transfer"):
+            self._patience.wait(self._said, f"the values of client {self._client} on rank {self._source}")
+        return self._memory.read(self._client, self._contents.mask.count()).view(np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.comm.traffic import Meter
-from fedmpi.sparse import Checksum, Head, Mask, check_values, values_checksum
+from fedmpi.sparse import Checksum, Flag, Head, Mask, check_values, values_checksum
 from fedmpi.sparse.kernels import merge_range
 
 
@@ -39,14 +39,15 @@ class Merge:
         self._merged = sorted(weights)
         self._shares = np.array([weights[c] for c in self._merged], np.float32)
         self._skip_pruned = skip_pruned
-        self._sums = dict.fromkeys(heads, Checksum())
+        self._sums = {c: Checksum() for c, head in heads.items() if not head.flags & Flag.SHARED}
         self._counts = dict.fromkeys(heads, 0)
 
     def add(self, lo: int, hi: int, parts: Mapping[int, NDArray[np.float32]]) -> None:
         """Merge the next range of all clients' values. *Not collective.*"""
         with self._meter.time("decode"):
-            for client, values in parts.items():
-                self._sums[client] = self._sums[client].combine(values_checksum(values, self._counts[client]))
+            for client, before in self._sums.items():
+                values = parts[client]
+                self._sums[client] = before.combine(values_checksum(values, self._counts[client]))
                 self._counts[client] += values.size
         with self._meter.time("merge"):
             old = self._theta[lo:hi]

@@ -18,11 +18,25 @@ from fedmpi.comm.coding import Wire
 from fedmpi.comm.gathering import gather_merge
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.segments import Cuts
+from fedmpi.comm.shared import SharedUpdates
 from fedmpi.comm.task import Surroundings, Task, Values
 from fedmpi.comm.traffic import Meter, Traffic
 from fedmpi.comm.waiting import Patience
 from fedmpi.errors import WireError
-from fedmpi.sparse import Head, Kind, Layout, Mask, ValueCoding, decode_head, encode_head, head_bound, rounded
+from fedmpi.sparse import (
+    Checksum,
+    Flag,
+    Head,
+    Kind,
+    Layout,
+    Mask,
+    ValueCoding,
+    decode_head,
+    encode_head,
+    head_bound,
+    rounded,
+    values_checksum,
+)
 from fedmpi.sparse.header import Header
 
 
@@ -47,6 +61,8 @@ class Reduce:
         How many float64 scalars a head may carry.
     wire
         Chooses the coding of the values.
+    shared
+        Memory in which clients may lay down raw values; `free` gives it back.
     """
 
     def __init__(
@@ -59,11 +75,13 @@ class Reduce:
         patience: Patience,
         meter: Meter,
         wire: Wire = Wire(),  # noqa: B008 - frozen
+        shared: SharedUpdates | None = None,
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
         self._cuts = Cuts(layout.size, len(ranks.hosts), segment_bytes)
         self._around = Surroundings(ranks, self._cuts, patience, meter)
         self._coding = wire.coding(reference=True)
+        self._shared = shared
         self._open: list[Traffic] = []
         self._codings: dict[int, ValueCoding] = {}
         self._limit, self._max_scalars = head_bound(layout, max_scalars), max_scalars
@@ -71,6 +89,12 @@ class Reduce:
     def segments(self, mask: Mask | None) -> int:
         """Return in how many ranges the values of a mask travel; heads must say so. *Not collective.*"""
         return 0 if mask is None else self._cuts.count(mask.count())
+
+    def free(self) -> None:
+        """*Collective*. Give back the shared memory, if there is any; the plan must not be used any more."""
+        if self._shared is not None:
+            self._shared.free()
+            self._shared = None
 
     @property
     def coding(self) -> ValueCoding:
@@ -81,6 +105,10 @@ class Reduce:
     def keeps_references(self) -> bool:
         """Whether what was sent down must be remembered: values are coded against it."""
         return self._coding == ValueCoding.LOSSLESS_DELTA
+
+    def checksum(self, client: int, values: Values) -> Checksum:
+        """Return what a hosted client's head is to say of its values; nothing where none move. *Not collective.*"""
+        return Checksum() if self._is_laid(client, self._coding) else values_checksum(values)
 
     def rounded(self, values: Values) -> Values:
         """Return what the server will see of ``values``: themselves, unless the coding rounds. *Not collective.*"""
@@ -108,6 +136,8 @@ class Reduce:
         """
         start = time.perf_counter()
         self._codings = {c: head.coding for c, (head, _) in outgoing.items()}
+        if kind is Kind.UPDATE:
+            outgoing = {c: (self._flagged(head), previous) for c, (head, previous) in outgoing.items()}
         encoded = {c: encode_head(head, self._layout, previous) for c, (head, previous) in sorted(outgoing.items())}
         if not self._ranks.is_server:
             sends = [self._ranks.comm.Isend([data, MPI.BYTE], SERVER) for data, _ in encoded.values()]
@@ -126,6 +156,15 @@ class Reduce:
             self._meter.add(messages)
         return heads
 
+    def _flagged(self, head: Head) -> Head:
+        """Return the head of an update, which says so where the values are laid down and not sent."""
+        if not self._is_laid(head.client, head.coding):
+            return head
+        return replace(head, flags=head.flags | Flag.SHARED, values_checksum=Checksum())
+
+    def _is_laid(self, client: int, coding: ValueCoding) -> bool:
+        return self._shared is not None and self._shared.takes(client, coding)
+
     def _receive_head(self, client: int) -> NDArray[np.uint8]:
         host = self._ranks.hosts[client]
         return self._patience.receive_bytes(self._ranks.comm, host, self._limit, f"client {client} on rank {host}")
@@ -143,6 +182,8 @@ class Reduce:
         )
         if head.segments != self.segments(head.mask):
             raise WireError(f"client {client}: segments: got {head.segments}, expected {self.segments(head.mask)}")
+        if bool(head.flags & Flag.SHARED) != (kind is Kind.UPDATE and self._is_laid(client, head.coding)):
+            raise WireError(f"client {client}: flags {head.flags:#06x} do not fit how its values are to come")
         return head
 
     def merge(
@@ -183,7 +224,7 @@ class Reduce:
         """
         begin = time.perf_counter()
         task = Task(values, masks, self._codings, heads, weights, theta, skip_pruned, references or {})
-        sizes = gather_merge(self._around, task)
+        sizes = gather_merge(self._around, task, self._shared)
         elapsed = time.perf_counter() - begin
         self._meter.add(replace(m, seconds=m.seconds + elapsed, values=sizes[m.client]) for m in self._open)
         self._open = []

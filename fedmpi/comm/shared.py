@@ -1,7 +1,9 @@
-"""One vector in memory that all ranks of a host share: the server writes it once, every client takes its own values.
+"""Memory that the ranks of a host share: nothing is sent that can be read where it lies.
 
-For many clients on one host this is the cheapest broadcast with local masking: nobody copies what it does not keep, and
-packing is done by the clients, side by side. The memory is a whole vector more than messages need.
+Down, the server writes its vector once and every client takes its own values: the cheapest broadcast with local
+masking, for nobody copies what it does not keep, and packing is done by the clients, side by side. Up, clients lay
+their values down and the server merges them from there. The memory is a vector, or one for each client, more than
+messages need.
 """
 
 import os
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.errors import LaunchError
+from fedmpi.sparse import ValueCoding
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - where MPI libraries make shared memory on Linux
 AUTO_LEAST = 1.0
@@ -48,6 +51,48 @@ class SharedVector:
         self._window.Free()
 
 
+class SharedUpdates:
+    """``float32[N]`` for every client on the server's host. *Collective* to construct and to free.
+
+    Only a client's rank writes its vector, and only between two merges.
+    """
+
+    def __init__(self, ranks: Ranks, size: int) -> None:
+        self._node = ranks.comm.Split_type(MPI.COMM_TYPE_SHARED, key=ranks.rank)
+        local = MPI.Group.Translate_ranks(ranks.comm.group, list(range(ranks.size)), self._node.group)
+        self._here = local[SERVER] != MPI.UNDEFINED
+        own = 4 * size * len(ranks.hosted) if self._here else 0
+        self._window = MPI.Win.Allocate_shared(own, 4, comm=self._node)  # type: ignore[arg-type]
+        self._vectors: dict[int, NDArray[np.float32]] = {}
+        for client, host in enumerate(ranks.hosts):
+            if self._here and host != SERVER and local[host] != MPI.UNDEFINED:
+                memory, _ = self._window.Shared_query(local[host])
+                turn = ranks.hosts[:client].count(host)
+                self._vectors[client] = np.array(memory, copy=False).view(np.float32)[turn * size : (turn + 1) * size]
+        self._window.Lock_all()
+
+    def takes(self, client: int, coding: ValueCoding) -> bool:
+        """Return whether a client's values are laid down here; coded ones have fewer bytes and are sent."""
+        return client in self._vectors and coding == ValueCoding.RAW_F32
+
+    def lay(self, client: int, values: NDArray[np.float32]) -> None:
+        """Lay a hosted client's values down. *Not collective.*"""
+        np.copyto(self._vectors[client][: values.size], values)
+        self._window.Sync()
+
+    def read(self, client: int, count: int) -> NDArray[np.float32]:
+        """Return the values that a client has said to have laid down, float32[count], where they lie."""
+        self._window.Sync()
+        return self._vectors[client][:count]
+
+    def free(self) -> None:
+        """*Collective*. Give the memory back; what was read must not be used any more."""
+        self._window.Unlock_all()
+        self._vectors.clear()
+        self._window.Free()
+        self._node.Free()
+
+
 def plan_downlink(ranks: Ranks, size: int, choice: str) -> SharedVector | None:
     """*Collective*. Return the memory for ``comm.downlink``, or None where values travel as messages.
 
@@ -66,10 +111,28 @@ def plan_downlink(ranks: Ranks, size: int, choice: str) -> SharedVector | None:
     return None if obstacle else SharedVector(ranks, size, 0.0 if choice == "shared" else AUTO_LEAST)
 
 
-def _obstacle(ranks: Ranks, size: int) -> str:
+def plan_uplink(ranks: Ranks, size: int, choice: str) -> SharedUpdates | None:
+    """*Collective*. Return the memory for ``comm.uplink``, or None where all values travel as messages.
+
+    ``auto`` shares when all ranks are on one host that has the memory.
+
+    Raises
+    ------
+    LaunchError
+        On every rank, when ``choice`` is ``shared`` and there is no room.
+    """
+    if choice not in {"shared", "auto"} or ranks.size == 1:
+        return None
+    obstacle = _obstacle(ranks, size * len(ranks.hosts), hosts_may_differ=choice == "shared")
+    if obstacle and choice == "shared":
+        raise LaunchError(f"comm.uplink is shared, but {obstacle}; set it to messages or auto")
+    return None if obstacle else SharedUpdates(ranks, size)
+
+
+def _obstacle(ranks: Ranks, size: int, *, hosts_may_differ: bool = False) -> str:
     """*Collective*. Return why the ranks cannot share a vector, the same on all; an empty text if they can."""
     host = ranks.control.Split_type(MPI.COMM_TYPE_SHARED)
-    facts = np.array([host.size == ranks.size, _free() >= 2 * 4 * size], np.int64)
+    facts = np.array([host.size == ranks.size or hosts_may_differ, _free() >= 2 * 4 * size], np.int64)
     host.Free()
     least = np.empty_like(facts)
     ranks.control.Allreduce(facts, least, MPI.MIN)

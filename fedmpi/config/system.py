@@ -123,6 +123,14 @@ class CommConfig(Section):
         "The same results and the same bytes in the log.",
         source="fedmpi",
     )
+    uplink: Literal["messages", "shared", "auto"] = key(
+        "messages",
+        "How the server gets the updates. messages = every client sends its values; shared = clients on the server's "
+        "host lay raw values down in memory that they share with it, others send, and the log counts them alike; auto "
+        "= shared where all ranks are on one host that has room for a dense vector per client, else messages. The same "
+        "results and the same bytes in the log.",
+        source="fedmpi",
+    )
     deadline_s: Number = key(
         7200.0,
         "Longest wait for another rank before the run fails with its name. Set it above the longest local training.",

@@ -16,7 +16,7 @@ from fedmpi.federated.measuring import CLIENT_FIELDS, evaluate, gather_logs, is_
 from fedmpi.federated.server import SCALARS, Selection, mask_of, mean_buffers, select
 from fedmpi.federated.world import Clock, RoundResult, State, World, first_state
 from fedmpi.pruning import density
-from fedmpi.sparse import Flag, Head, Kind, values_checksum
+from fedmpi.sparse import Flag, Head, Kind
 
 
 def run_round(world: World, state: State, round: int) -> tuple[State, RoundResult | None]:
@@ -194,7 +194,7 @@ def _update_head(world: World, round: int, client: int, history: MaskHistory, up
         mask=update.mask,
         buffers=update.buffers,
         scalars=np.array([named[name] for name in SCALARS]),
-        values_checksum=values_checksum(update.values),
+        values_checksum=world.reduce.checksum(client, update.values),
         segments=world.reduce.segments(update.mask),
         coding=world.reduce.coding,
     )

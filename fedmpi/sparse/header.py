@@ -165,7 +165,8 @@ class Header:
         way = self.flags & (Flag.TRAILING | Flag.SHARED)
         if not way:
             return
-        if self.kind not in _DOWN or way not in {Flag.TRAILING, Flag.SHARED}:
+        fits = way == Flag.SHARED and self.kind == Kind.UPDATE
+        if not fits and (self.kind not in _DOWN or way not in {Flag.TRAILING, Flag.SHARED}):
             raise WireError(f"flags {self.flags:#06x} do not fit a {Kind(self.kind).name} message")
         _expect("values xor64", self.values_xor, 0)
         _expect("values sum64", self.values_sum, 0)

@@ -92,20 +92,20 @@ def test_exchange(tmp_path):
     dense = 2 * 4 * SIZE
     for (name, plan, density), r in phases.items():
         if plan.startswith("shared"):
-            assert r["bytes"] == phases[name, "segmented, raw", density]["bytes"]
-        elif not plan.startswith("segmented"):
+            assert r["bytes"] == phases[name, "messages, raw", density]["bytes"]
+        elif not plan.startswith("messages"):
             assert r["bytes"] == dense * (2 if name == "exchange" else 1)
         elif name == "down" and r["coding"] == "raw":
             assert abs(r["bytes"] - dense * density - 2 * 128) < 4 * 1000
         if name == "exchange":
             assert r["bytes"] == phases["down", plan, density]["bytes"] + phases["up", plan, density]["bytes"]
         if r["coding"] == "lossless" and name != "down":
-            assert r["bytes"] < 0.9 * phases[name, "segmented, raw", density]["bytes"]
+            assert r["bytes"] < 0.9 * phases[name, "messages, raw", density]["bytes"]
     for name in ("down", "up"):
         ratios = [
             r["ratio_to_dense"]
             for (n, plan, _), r in phases.items()
-            if n == name and not plan.startswith(("seg", "shared"))
+            if n == name and not plan.startswith(("messages", "shared"))
         ]
         assert min(ratios) == 1.0  # the fastest dense plan, over itself
     memory = [r for r in records if r["name"] == "server memory"]
@@ -141,6 +141,6 @@ def test_a_wrong_mean_is_found():
     field = Field(ranks, Model.vector(1000).layout, 4096)
     way = Sparse(field, 0.5)
     field.__dict__["theta"] = np.zeros(1000, np.float32)
-    with pytest.raises(WireError, match=r"the mean of segmented, raw, at density 0\.5 is wrong in \d+ entries"):
+    with pytest.raises(WireError, match=r"the mean of messages, raw, at density 0\.5 is wrong in \d+ entries"):
         way.check()
     ranks.free()

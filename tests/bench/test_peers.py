@@ -34,7 +34,7 @@ def test_records(tmp_path, monkeypatch):
     python.write_text(f'#!/bin/sh\ncase "$*" in *find_spec*flwr*) exit 0;; *find_spec*) exit 1;; esac\n'
                       f'echo noise; echo "[9.0, 2.0, 4.0]"; exec {sys.executable} -c ""\n')  # fmt: skip
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    own = [Record("exchange", "exchange", d, "segmented", "raw", 0.5 * d, 7, 1.0) for d in (0.3, 1.0)]
+    own = [Record("exchange", "exchange", d, "messages", "raw", 0.5 * d, 7, 1.0) for d in (0.3, 1.0)]
     monkeypatch.setattr(peers, "_own", lambda *_: own)
     said = []
     flower, *ours = peers.measure(python, 100, 2, 3, 30.0, said.append)

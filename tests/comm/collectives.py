@@ -26,15 +26,17 @@ from fedmpi.comm import (
     Wire,
     gather_rows,
     plan_downlink,
+    plan_uplink,
     plan_wire,
 )
 from fedmpi.comm.link import slowest_link
 from fedmpi.comm.ranks import check_same, host_names, place
 from fedmpi.errors import LaunchError
-from fedmpi.sparse import Head, Kind, Layout, Mask, ValueCoding, rounded, values_checksum
+from fedmpi.sparse import Head, Kind, Layout, Mask, ValueCoding, rounded
 
 CLIENTS = 4
 SEGMENT_BYTES = (256, 4096, 1 << 20, None)
+UPLINKS = (*((size, "messages") for size in SEGMENT_BYTES), (256, "shared"), (None, "auto"))
 PATIENCE = Patience(deadline=60.0)
 RAW = Wire()
 torch.set_num_threads(1)
@@ -124,12 +126,28 @@ def check_meter(ranks: Ranks, meter: Meter, direction: Direction, round: int, ca
 
 
 def exchange(
-    ranks: Ranks, case: Case, segment_bytes: int, turn: int, weights: dict[int, float], skip: bool, wire: Wire = RAW
+    ranks: Ranks,
+    case: Case,
+    segment_bytes: int | None,
+    turn: int,
+    weights: dict[int, float],
+    skip: bool,
+    wire: Wire = RAW,
+    uplink: str = "messages",
 ):
     """Send heads and values up; return the merged vector, the heads and the meter of the server."""
     meter = Meter()
+    memory = plan_uplink(ranks, N, uplink)
+    assert (memory is None) == (uplink == "messages" or ranks.size == 1)
     reduce = Reduce(
-        ranks, LAYOUT, segment_bytes=segment_bytes, max_scalars=2, patience=PATIENCE, meter=meter, wire=wire
+        ranks,
+        LAYOUT,
+        segment_bytes=segment_bytes,
+        max_scalars=2,
+        patience=PATIENCE,
+        meter=meter,
+        wire=wire,
+        shared=memory,
     )
     full = Mask.full(N)
     values = {c: reduce.rounded(case.values[c]) for c in ranks.hosted}
@@ -144,7 +162,7 @@ def exchange(
                 mask=case.masks[c],
                 buffers=case.client_buffers[c],
                 scalars=np.array([c + 0.5, -c]),
-                values_checksum=values_checksum(values[c]),
+                values_checksum=reduce.checksum(c, values[c]),
                 segments=reduce.segments(case.masks[c]),
                 coding=reduce.coding,
             ),
@@ -161,6 +179,7 @@ def exchange(
     jitter(ranks, 20 + turn)
     weights = weights if ranks.is_server else {}
     reduce.merge(values, masks, heads, weights, theta, skip_pruned=skip, references=references)
+    reduce.free()
     return theta, heads, meter
 
 
@@ -180,8 +199,8 @@ def check_merge(ranks: Ranks, case: Case, digest) -> None:
     everyone = {0: 0.4, 1: 0.3, 2: 0.2, 3: 0.1}
     for weights, skip in ((everyone, True), (everyone, False), ({1: 0.9, 3: 0.1}, True), ({2: 1.0}, True)):
         results = []
-        for turn, segment_bytes in enumerate(SEGMENT_BYTES):
-            theta, heads, meter = exchange(ranks, case, segment_bytes, turn, weights, skip)
+        for turn, (segment_bytes, uplink) in enumerate(UPLINKS):
+            theta, heads, meter = exchange(ranks, case, segment_bytes, turn, weights, skip, uplink=uplink)
             if not ranks.is_server:
                 assert heads == {}
                 continue
@@ -193,7 +212,7 @@ def check_merge(ranks: Ranks, case: Case, digest) -> None:
             scale = sum(w * np.abs(case.dense[c]) for c, w in weights.items()) / sum(weights.values())
             assert (np.abs(results[0] - expected) <= 1e-6 * np.maximum(scale, np.abs(expected))).all()
             for other in results[1:]:
-                assert other.tobytes() == results[0].tobytes(), "segments changed the bits"
+                assert other.tobytes() == results[0].tobytes(), "segments or plan changed the bits"
             if skip:
                 untouched = ~np.any([case.kept[c] for c in weights], axis=0)
                 assert untouched.sum() >= 600
@@ -210,7 +229,8 @@ def check_coded(ranks: Ranks, case: Case) -> None:
     weights = {0: 0.5, 1: 0.25, 3: 0.25}
     merged = {}
     for coding in ("raw", "lossless", "bf16", "fp16"):
-        theta, _, meter = exchange(ranks, case, 4096, 3, weights, True, Wire(coding))
+        uplink = "shared" if coding == "lossless" else "messages"  # what is coded is sent all the same
+        theta, _, meter = exchange(ranks, case, 4096, 3, weights, True, Wire(coding), uplink)
         messages, _ = meter.take()
         if theta is None:
             continue
