@@ -85,6 +85,9 @@ def prepare(
         raise RuntimeError(message)
     click.echo(f"{root / entry.client}: {len(manifest.files)} images{'' if made else ', prepared before'}")
     click.echo(f"sha256 of all: {manifest.digest()}")
+    published = sum(count.images for count in entry.counts().values())
+    if len(manifest.files) != published and not entry.drawn:
+        click.echo(f"note: published are {published} images; is {raw} the whole release of {entry.name}?")
     click.echo(f"next: fedmpi data verify {root}")
 
 

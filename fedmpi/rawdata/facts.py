@@ -148,14 +148,16 @@ FACTS: Final = (
         camera_rule="artificial: a random half of each person's images is camera 1, the rest camera 2",
         split_rule="random 59 of 119 persons train",
         citation="Zheng et al., Associating Groups of People, BMVC 2009 (images of the UK Home Office's i-LIDS)",
-        obtain="Queen Mary University of London; the videos belong to the UK Home Office",
+        obtain="Queen Mary University of London; the videos belong to the UK Home Office "
+        "(https://www.gov.uk/imagery-library-for-intelligent-detection-systems)",
         terms="bound to the Home Office's i-LIDS licence, which wants a signed agreement",
     ),
     Fact(
         name="ilids-vid", client="ilids-vid", aliases=("i-lids-vid", "ilidsvid"), cameras=2,
         train=Count(150, 300), query=Count(150, 150), gallery=Count(150, 150), drawn=(),
         raw="images/{cam1,cam2}/person001/cam1_person001.png (the single-shot part, not the sequences)",
-        camera_rule="cam1 = 1, cam2 = 2", split_rule="random 150 of 300 persons train",
+        camera_rule="cam1 = 1, cam2 = 2",
+        split_rule="random 150 of 300 persons train; or the first split of the authors' .mat, given by --split",
         citation="Wang et al., Person Re-identification by Video Ranking, ECCV 2014",
         obtain="https://xiatian-zhu.github.io/downloads_qmul_iLIDS-VID_ReID_dataset.html",
         terms="as i-LIDS: bound to the Home Office's licence",

@@ -86,6 +86,12 @@ def test_counts(market):
     assert "1 files of manifest.json are missing" in found
 
 
+def test_another_number_of_images_is_noted_at_once(tmp_path):
+    releases.duke(tmp_path / "raw")  # looks like Market-1501, and is not
+    words = ("prepare", tmp_path / "raw", "--dataset", "market", "--out", tmp_path / "root")
+    assert f"note: published are 36036 images; is {tmp_path / 'raw'} the whole release of market?" in data(*words)[1]
+
+
 def test_one_client_can_be_verified_beside_a_broken_one(market):
     (market.parent / "broken/pytorch/query").mkdir(parents=True)
     assert data("verify", market.parent, "--client", "Market")[0] == 0
