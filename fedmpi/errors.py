@@ -37,6 +37,10 @@ class TrainingError(FedmpiError, RuntimeError):
     """Local training cannot go on: a loss or an update is not finite."""
 
 
+class StorageError(FedmpiError, OSError):
+    """A disk of the node has no room for clients' states, or does not give back what was written."""
+
+
 class RankFailure(FedmpiError, RuntimeError):
     """Another rank failed; the message names stage, client, rank, host and the error there."""
 

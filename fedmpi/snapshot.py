@@ -21,6 +21,7 @@ from fedmpi.federated.client import Client, ClientState
 from fedmpi.federated.history import MaskHistory
 from fedmpi.federated.round import State, World
 from fedmpi.federated.server import ServerState
+from fedmpi.federated.world import stowed
 from fedmpi.pruning import CrrState
 from fedmpi.record.checkpoint import Checkpoint, CheckpointError
 from fedmpi.sparse import Mask
@@ -74,7 +75,7 @@ def give(world: World, checkpoint: Checkpoint | None) -> State:
             clients[c] = _client(client, world.learner.layout.size, tensors.load(mine[c]))
     if server is not None and checkpoint is not None and checkpoint.rounds == world.config.federation.rounds:
         clients |= _brought(world, checkpoint, server)
-    return State(clients, server)
+    return stowed(world.spill, State(clients, server))
 
 
 def _brought(world: World, checkpoint: Checkpoint, server: ServerState) -> dict[int, ClientState]:

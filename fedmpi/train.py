@@ -135,7 +135,14 @@ def _set_up(ranks: Ranks, patience: Patience, config: RunConfig, stopper: Stoppe
     layout, n = learner.layout, len(SCALARS)
     shared = plan_downlink(ranks, layout.size, config.comm.downlink)
     scatter = Scatter(
-        ranks, layout, segment_bytes=segment_bytes, patience=patience, meter=meter, wire=wire, shared=shared
+        ranks,
+        layout,
+        segment_bytes=segment_bytes,
+        patience=patience,
+        meter=meter,
+        wire=wire,
+        shared=shared,
+        room=learner.spill.empty,
     )
     laid = plan_uplink(ranks, layout.size, config.comm.uplink)
     reduce = Reduce(

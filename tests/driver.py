@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from mpi4py import MPI
 
 from fedmpi import cli
-from fedmpi.comm import Ranks, Reduce
-from fedmpi.federated import learner
+from fedmpi.comm import Patience, Ranks, Reduce, waiting
+from fedmpi.federated import learner, spill
 from fedmpi.federated import round as rounds
 from fedmpi.federated.client import Client
 from fedmpi.federated.probe import Probe
+from fedmpi.stopping import Stopper
 from tests.tiny import tiny_model
 
 RANK = MPI.COMM_WORLD.rank
@@ -62,7 +64,30 @@ def quiet_exit() -> None:
 
 
 def sleep() -> None:
-    in_bad_round(lambda: time.sleep(600))
+    def fall_asleep():
+        (OUT / f"asleep-{RANK}").touch()
+        time.sleep(600)
+
+    in_bad_round(fall_asleep)
+
+
+def time_flies() -> None:
+    """Let the clock of waiting jump past every deadline, once this rank waits for one that is asleep.
+
+    No machine is then too slow for the deadline, and no test has to wait for it.
+    """
+    ahead, until = [0.0], Patience.until
+    waiting.time = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0], sleep=time.sleep)
+
+    def hurried(patience, done, what):
+        def heard(awaited):
+            if any(awaited.endswith(f"on rank {path.name.split('-')[1]}") for path in OUT.glob("asleep-*")):
+                ahead[0] = 1e6
+            patience.notice(awaited)
+
+        until(replace(patience, notice=heard), done, what)
+
+    Patience.until = hurried
 
 
 def bug_outside() -> None:
@@ -134,6 +159,32 @@ def slow() -> None:
     before_training(lambda *_: time.sleep(0.3))
 
 
+def hold() -> None:
+    """Wait in the bad round for a signal while the file `hold` lies there; a test that takes it away lets all go on.
+
+    A test that waits for `held-RANK` knows that its signal comes in the middle of a round, on any machine.
+    """
+    told = []
+    note = Stopper._note
+
+    def noted(stopper, number, frame):
+        told.append(number)
+        note(stopper, number, frame)
+
+    def wait():
+        (OUT / f"held-{RANK}").touch()
+        while (OUT / "hold").exists() and not told:
+            time.sleep(0.02)
+
+    Stopper._note = noted
+    in_bad_round(wait)
+
+
+def spill_all() -> None:
+    """Let the tiny network's masks and models count as large enough for files."""
+    spill.SMALL = 1
+
+
 def script_probe() -> None:
     """Let client 0 prune twice and then recover."""
     answers = [0.5, 0.6, 0.6, 0.5, 0.6, 0.6, 0.3, 0.3, 0.6, 0.6]
@@ -203,6 +254,7 @@ ACCIDENTS: dict[str, Callable[[], None]] = {
     "bug-in-the-last-round": bug_in_the_last_round,
     "quiet-exit": quiet_exit,
     "sleep": sleep,
+    "time-flies": time_flies,
     "bug-outside": bug_outside,
     "quiet-exit-outside": quiet_exit_outside,
     "wrong-round": spoil_head(round=1),
@@ -210,6 +262,8 @@ ACCIDENTS: dict[str, Callable[[], None]] = {
     "damaged-values": damaged_values,
     "nan-norm": huge_update,
     "slow": slow,
+    "hold": hold,
+    "spill-all": spill_all,
     "script-probe": script_probe,
     "count-bytes": count_bytes,
     "count-statuses": count_statuses,

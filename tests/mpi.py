@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -118,6 +118,15 @@ def started(
         yield job
     finally:
         job.kill()
+
+
+def wait_for(paths: Iterable[Path], timeout: float) -> None:
+    """Return once all files are there; fail the test at the time limit."""
+    end = time.monotonic() + timeout
+    while missing := [path.name for path in paths if not path.exists()]:
+        if time.monotonic() > end:
+            pytest.fail(f"after {timeout:g} s there is no {', '.join(missing)}")
+        time.sleep(0.02)
 
 
 def run(

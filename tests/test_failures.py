@@ -17,7 +17,8 @@ from tests.tiny import write_config
 pytestmark = [pytest.mark.mpi, mpi.needs_mpirun]
 DRIVER = Path(__file__).with_name("driver.py")
 HOST = socket.gethostname()
-SOON = 10.0  # seconds from the accident to the end of the job, at most
+# Seconds from the accident to the end of the job, at most: a busy machine's, and far from the deadline of 200.
+SOON = 60.0
 
 
 @pytest.fixture
@@ -27,7 +28,8 @@ def train(tmp_path):
 
     def start(*accidents: str, overrides: tuple[str, ...] = (), ranks: int = 3) -> mpi.Job:
         sets = [word for override in overrides for word in ("--set", override)]
-        return mpi.run(ranks, [DRIVER, *accidents, "--", "train", config, "--out", tmp_path / "run", *sets])
+        argv = [DRIVER, *accidents, "--", "train", config, "--out", tmp_path / "run", *sets]
+        return mpi.run(ranks, argv, env={"DRIVER_OUT": str(tmp_path)})
 
     return start
 
@@ -91,15 +93,15 @@ class TestInsideAStage:
         assert job.code == 70, str(job)
         assert job.err.count("Traceback (most recent call last)") == 1
         assert f"local training: client 1 on rank 2 ({HOST}): ZeroDivisionError: the injected bug" in job.err
-        assert time.time() - last_commit(tmp_path) < SOON + 2
+        assert time.time() - last_commit(tmp_path) < SOON
         check_left_behind(tmp_path, rounds=1, status="failed")
 
     def test_one_that_never_comes_is_named_at_the_deadline(self, train, tmp_path):
-        job = train("sleep:2", overrides=("comm.deadline_s=2",))
+        job = train("sleep:2", "time-flies:0", overrides=("comm.deadline_s=300",))
         assert job.code == 1, str(job)
-        story = "no answer within 2 s: local training: client 1 on rank 2 (comm.deadline_s sets the limit)"
+        story = "no answer within 300 s: local training: client 1 on rank 2 (comm.deadline_s sets the limit)"
         assert job.lines() == [f"fedmpi: error: {story}"]
-        assert time.time() - last_commit(tmp_path) < 2 + SOON
+        assert time.time() - last_commit(tmp_path) < SOON
         check_left_behind(tmp_path, rounds=1, status="failed")
 
 
@@ -147,12 +149,9 @@ class TestKilled:
         argv = [DRIVER, "slow", "--", "train", config, "--out", tmp_path / "run", "--set", "federation.rounds=500"]
         with mpi.started(3, argv, env={"DRIVER_OUT": str(tmp_path)}) as job:
             committed = self.wait_for_rounds(tmp_path / "run", 2)
-            killed = time.monotonic()
             os.kill(int((tmp_path / "pid-2").read_text()), signal.SIGKILL)
-            result = job.wait(60)
-            seconds = time.monotonic() - killed
+            result = job.wait(SOON)
         assert result.code != 0, str(result)
-        assert seconds < SOON, str(result)
         with open_run(tmp_path / "run") as record:
             assert record.status == "running"  # nobody was left to change it
             assert record.rounds >= committed
@@ -162,7 +161,7 @@ class TestKilled:
     @staticmethod
     def wait_for_rounds(folder: Path, rounds: int) -> int:
         """Return the number of committed rounds once there are enough; looks as any reader would."""
-        end = time.monotonic() + 90
+        end = time.monotonic() + 200
         while time.monotonic() < end:
             try:
                 with open_run(folder) as record:
@@ -171,4 +170,4 @@ class TestKilled:
             except SchemaError:
                 pass
             time.sleep(0.1)
-        pytest.fail("no rounds after 90 s")
+        pytest.fail("no rounds after 200 s")

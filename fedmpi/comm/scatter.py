@@ -6,7 +6,7 @@ them from memory that they share with the server; the same values, and the same 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from mpi4py import MPI
@@ -51,6 +51,11 @@ from fedmpi.sparse.kernels import pack
 Bytes = NDArray[np.uint8]
 
 
+def in_memory(size: int) -> NDArray[np.float32]:
+    """Return a vector to be filled, ``float32[size]``."""
+    return np.empty(size, np.float32)
+
+
 class Scatter:
     """The planned downlink.
 
@@ -64,6 +69,8 @@ class Scatter:
         Chooses the coding of each message's values.
     shared
         Memory from which clients may take raw values; `free` gives it back.
+    room
+        Makes the vectors, ``float32[size]``, in which values arrive.
     """
 
     def __init__(
@@ -76,9 +83,11 @@ class Scatter:
         meter: Meter,
         wire: Wire = Wire(),  # noqa: B008 - frozen
         shared: SharedVector | None = None,
+        room: Callable[[int], NDArray[np.float32]] = in_memory,
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
         self._cuts, self._wire, self._shared = Cuts(layout.size, len(ranks.hosts), segment_bytes), wire, shared
+        self._room = room
 
     def __call__(
         self,
@@ -119,7 +128,7 @@ class Scatter:
         with self._meter.time("encode"):
             heads = {c: self._head(kind, round, c, a, buffers, codings[c], flag) for c, a in addresses.items()}
         headers = {c: Header.unpack(head.data, self._layout, 0) for c, head in heads.items()}
-        local = {c: np.empty(a.positions.count(), np.float32) for c, a in addresses.items() if self._is_local(c)}
+        local = {c: self._room(a.positions.count()) for c, a in addresses.items() if self._is_local(c)}
         if shared is None:
             sizes = self._send_values(theta, addresses, heads, codings, local)
         else:
@@ -229,7 +238,7 @@ class Scatter:
             values = self._take_values(addresses)
         else:
             codings = {c: head.coding for c, head in heads.items()}
-            values = {c: np.empty(a.positions.count(), np.float32) for c, a in addresses.items()}
+            values = {c: self._room(a.positions.count()) for c, a in addresses.items()}
             self._receive_values(addresses, codings, values)
             self._check(values)
         return {c: Parcel(values[c], heads[c].buffers) for c in addresses}
@@ -253,7 +262,9 @@ class Scatter:
         if self._shared is None:
             raise WireError("the server's values are in shared memory, of which this rank knows nothing")
         self._shared.sync()
-        values = {c: pack(self._shared.array, a.positions) for c, a in addresses.items()}
+        values = {c: self._room(a.positions.count()) for c, a in addresses.items()}
+        for c, a in addresses.items():
+            pack(self._shared.array, a.positions, out=values[c])
         self._shared.sync()
         said = [self._ranks.comm.Isend([b"", MPI.BYTE], SERVER) for _ in addresses]
         self._patience.wait_all(said, "the server to hear that its model is taken")

@@ -55,6 +55,25 @@ class FederationConfig(Section):
         gt=0.0,
         le=1.0,
     )
+    state_memory_mb: Number = key(
+        0.0,
+        "What the clients of a rank may hold in its memory: their masks, models of their own, and what those that take "
+        "part receive and send. The rest lies in files of `federation.state_dir`, the longest unused first. 0 = no "
+        "limit, no files. Never changes results.",
+        source="fedmpi",
+        unit="MB (1e6 byte)",
+        ge=0.0,
+        le=1e9,
+        output_only=True,
+    )
+    state_dir: OptionalPath = key(
+        None,
+        "Folder for those files, on a disk of the node. They have no names there and are gone with the process, "
+        "however it ends. null = the system's folder for temporary files (`TMPDIR`). A relative path starts at the "
+        "working directory, `~` is expanded.",
+        source="fedmpi",
+        output_only=True,
+    )
 
 
 class AugmentConfig(Section):

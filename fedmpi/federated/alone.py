@@ -19,7 +19,7 @@ from fedmpi.federated.measurements import Measurements
 from fedmpi.federated.measuring import evaluate, gather_logs, is_due
 from fedmpi.federated.server import SCALARS, Selection
 from fedmpi.federated.weighting import Weights
-from fedmpi.federated.world import Clock, RoundResult, State, World
+from fedmpi.federated.world import Clock, RoundResult, State, World, stowed
 from fedmpi.reid.datasets import ClientData, client_names, load_client
 from fedmpi.reid.pooling import pool
 from fedmpi.sparse import Head, Kind, Mask, values_checksum
@@ -53,6 +53,7 @@ def run_alone(world: World, state: State, round: int) -> tuple[State, RoundResul
             state = _collect(world, state, round, clock)
     clock.lap("round", clock.start)
     rows = gather_logs(world, logs)
+    state = stowed(world.spill, state)
     if rows is None:
         return state, None
     noted, control = world.meter.take()
@@ -76,9 +77,10 @@ def _train(world: World, state: State, round: int, logs: Mapping[int, Measuremen
             if c and world.method.pooled:
                 continue
             stage.enter(c)
+            world.spill.use(*clients[c].arrays())
             theta, buffers = clients[c].model or world.learner.initial()
             after, update = client.train(clients[c], Received(theta, buffers), round, logs[c])
-            clients[c] = replace(after, model=(update.values, update.buffers))
+            clients[c] = replace(after, model=(world.spill.keep(update.values), update.buffers))
     world.meter.control += control_bytes(world.ranks)
     clock.lap("local", now)
     return replace(state, clients=clients)
@@ -90,6 +92,7 @@ def _evaluate_own(world: World, state: State, logs: Mapping[int, Measurements], 
     with agree(world.ranks, "evaluation", world.patience) as stage:
         for c, client in world.clients.items():
             stage.enter(c)
+            world.spill.use(*state.clients[c].arrays())
             with logs[c].time("evaluate"):
                 logs[c].values |= scores(client.evaluate(*_own(state, c)))
     world.meter.control += control_bytes(world.ranks)

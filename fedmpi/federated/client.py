@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,11 @@ class ClientState:
     model: Flat | None = None
     reference: NDArray[np.float32] | None = None
 
+    def arrays(self) -> tuple[NDArray[Any] | None, ...]:
+        """Return what takes room: words of the masks, the model of its own, and the reference."""
+        model = self.model or (None, None)
+        return (self.history.mask.words, self.history.good.words, *model, self.reference)
+
 
 @dataclass(frozen=True)
 class Received:
@@ -88,8 +94,9 @@ class Client:
 
     def check(self, state: ClientState, parcel: Parcel, log: Measurements) -> tuple[ClientState, Received]:
         """Unpack the received model and judge it (CRR stage 2)."""
-        theta = np.empty(self.learner.layout.size, np.float32)
+        theta = self.learner.spill.empty(self.learner.layout.size)
         expand(parcel.values, state.history.mask, 0, theta.size, theta)
+        theta = self.learner.spill.keep(theta)
         if not self.method.sparsity.recovers:
             return state, Received(theta, parcel.buffers)
         with log.time("probe"):
@@ -102,7 +109,7 @@ class Client:
         """Fill the positions that the mask of the last good round gives back; ``state`` is the one before recovery."""
         theta = received.theta.copy()
         theta[state.history.lost.to_bool()] = parcel.values
-        return replace(received, theta=theta)
+        return replace(received, theta=self.learner.spill.keep(theta))
 
     def train(
         self, state: ClientState, received: Received, round: int, log: Measurements

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedmpi.config import RunConfig
+from fedmpi.federated.spill import Spill
 from fedmpi.reid.backbone import ReIDNet, build_backbone
 from fedmpi.reid.features import Viewing
 from fedmpi.reid.training import freeze
@@ -28,13 +29,14 @@ def initial_model(config: RunConfig) -> ReIDNet:
 class Learner:
     """Model and teacher of a rank on its device, moved to and from flat vectors.
 
-    ``between_epochs`` is called before every local epoch; it may raise to end the training.
+    ``between_epochs`` is called before every local epoch; it may raise to end the training. ``spill`` is the room for
+    what the hosted clients hold.
     """
 
     def __init__(
         self, config: RunConfig, device: torch.device, between_epochs: Callable[[], None] = lambda: None
     ) -> None:
-        self.config, self.between_epochs = config, between_epochs
+        self.config, self.between_epochs, self.spill = config, between_epochs, Spill.of(config)
         self.model = initial_model(config).to(device)
         self.teacher = freeze(self.model)
         self.layout = Layout.of(self.model)

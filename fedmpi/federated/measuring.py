@@ -51,6 +51,7 @@ def evaluate(world: World, state: State, round: int, logs: Mapping[int, Measurem
         with agree(world.ranks, "evaluation", world.patience) as stage:
             for c in sorted(parcels):
                 stage.enter(c)
+                world.spill.use(parcels[c].values, *state.clients[c].arrays())
                 _score(world, c, state.clients[c].history.mask, parcels[c], logs[c])
         world.meter.control += control_bytes(world.ranks)
     clock.lap("evaluate", now)

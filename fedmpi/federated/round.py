@@ -14,7 +14,8 @@ from fedmpi.federated.history import MaskHistory
 from fedmpi.federated.measurements import Measurements
 from fedmpi.federated.measuring import CLIENT_FIELDS, evaluate, gather_logs, is_due, source
 from fedmpi.federated.server import SCALARS, Selection, mask_of, mean_buffers, select
-from fedmpi.federated.world import Clock, RoundResult, State, World, first_state
+from fedmpi.federated.spill import Shelf
+from fedmpi.federated.world import Clock, RoundResult, State, World, first_state, stowed
 from fedmpi.pruning import density
 from fedmpi.sparse import Flag, Head, Kind
 
@@ -39,6 +40,7 @@ def run_round(world: World, state: State, round: int) -> tuple[State, RoundResul
         evaluate(world, state, round, logs, clock)
     clock.lap("round", clock.start)
     rows = gather_logs(world, logs)
+    state = stowed(world.spill, state)
     if rows is None or selection is None:
         return state, None
     messages, control = world.meter.take()
@@ -71,6 +73,7 @@ def _deliver(
     with agree(world.ranks, "judging the received model", world.patience) as stage:
         for c, client in world.taking_part(round).items():
             stage.enter(c)
+            world.spill.use(parcels[c].values, *clients[c].arrays())
             clients[c], received[c] = client.check(clients[c], parcels[c], logs[c])
     world.meter.control += control_bytes(world.ranks)
     state = replace(state, clients=clients)
@@ -135,8 +138,10 @@ def _train(
     with agree(world.ranks, "local training", world.patience) as stage:
         for c, client in world.taking_part(round).items():
             stage.enter(c)
+            world.spill.use(received[c].theta, *clients[c].arrays())
             clients[c], update = client.train(clients[c], received[c], round, logs[c])
-            updates[c] = replace(update, values=world.reduce.rounded(update.values))
+            values = world.spill.keep(world.reduce.rounded(update.values))
+            updates[c] = replace(update, mask=world.spill.keep_mask(update.mask), values=values)
     world.meter.control += control_bytes(world.ranks)
     clock.lap("local", now)
     return replace(state, clients=clients), updates
@@ -162,7 +167,8 @@ def _aggregate(
     theta = server.theta if server is not None else None
     weights = dict(zip(selection.merged, selection.weights.weight, strict=True)) if selection is not None else {}
     previous = theta.copy() if theta is not None and world.reduce.keeps_references else None
-    values, references = {c: u.values for c, u in updates.items()}, _uplink_references(state, updates)
+    values = Shelf(world.spill, {c: u.values for c, u in updates.items()})
+    references = Shelf(world.spill, _uplink_references(state, updates))
     world.reduce.merge(
         values, masks, heads, weights, theta, skip_pruned=world.method.sparsity.skips, references=references
     )
@@ -184,6 +190,7 @@ def _uplink_references(state: State, updates: Mapping[int, Update]) -> dict[int,
 
 
 def _update_head(world: World, round: int, client: int, history: MaskHistory, update: Update) -> Head:
+    world.spill.use(update.values, update.mask.words)
     named = {"divergence": update.divergence, "images": float(update.images), "norm": update.norm}
     return Head(
         kind=Kind.UPDATE,

@@ -16,6 +16,7 @@ from fedmpi.federated.history import MaskHistory
 from fedmpi.federated.learner import Learner
 from fedmpi.federated.participation import participants
 from fedmpi.federated.server import Selection, ServerState
+from fedmpi.federated.spill import Spill
 from fedmpi.sparse import Mask
 
 
@@ -35,6 +36,11 @@ class World:
     clients: Mapping[int, Client]
     scatter: Scatter
     reduce: Reduce
+
+    @property
+    def spill(self) -> Spill:
+        """The room for what the hosted clients hold."""
+        return self.learner.spill
 
     @cached_property
     def method(self) -> Method:
@@ -75,6 +81,33 @@ class State:
         return State(clients, server)
 
 
+def stowed(spill: Spill, state: State) -> State:
+    """Return the same state, held in the room for it; nothing of it is needed for now. *Not collective.*"""
+    if not spill.limit:
+        return state
+    known: dict[int, tuple[Mask, Mask]] = {}  # a mask that several histories share stays one
+
+    def mask(old: Mask) -> Mask:
+        if id(old) not in known:
+            known[id(old)] = old, spill.keep_mask(old)
+        return known[id(old)][1]
+
+    def history(old: MaskHistory) -> MaskHistory:
+        return replace(old, mask=mask(old.mask), good=mask(old.good))
+
+    def client(old: ClientState) -> ClientState:
+        model = old.model and (spill.keep(old.model[0]), spill.keep(old.model[1]))
+        reference = None if old.reference is None else spill.keep(old.reference)
+        return replace(old, history=history(old.history), model=model, reference=reference)
+
+    server = state.server
+    if server is not None:
+        server = replace(server, histories={c: history(h) for c, h in server.histories.items()})
+    after = State({c: client(s) for c, s in state.clients.items()}, server)
+    spill.rest()
+    return after
+
+
 @dataclass(frozen=True)
 class RoundResult:
     """What the server knows of a finished round; ``clients`` holds ``float64[clients]`` by name."""
@@ -113,4 +146,4 @@ def first_state(world: World) -> State:
     clients = {c: ClientState(dense, reference=known) for c in world.ranks.hosted}
     histories = dict.fromkeys(world.ranks.clients, dense)
     server = ServerState(theta, buffers, histories, known) if world.ranks.is_server else None
-    return State(clients, server)
+    return stowed(world.spill, State(clients, server))

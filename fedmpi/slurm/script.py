@@ -195,6 +195,8 @@ def _array(command: str, job: JobOptions) -> Iterator[str]:
 def _survival(job: JobOptions) -> Iterator[str]:
     """Yield start, forwarding of signals, and the return into the queue."""
     yield from _LIMIT
+    if job.restarts:
+        yield from _STEP
     yield from _START
     if job.restarts:
         yield from (line.replace("RESTARTS", str(job.restarts)) for line in _REQUEUE)
@@ -206,6 +208,10 @@ _LIMIT = """\
 if [ -z "${SLURM_JOB_END_TIME:-}" ] && end=$(squeue -h -j "$SLURM_JOB_ID" -o %e); then
     export SLURM_JOB_END_TIME=$(date -d "$end" +%s 2> /dev/null)
 fi
+""".splitlines()
+_STEP = """\
+# MPICH names the memory of a node's ranks after job and step, and hangs on what a killed start left: so another step.
+for ((i = 0; i < ${SLURM_RESTART_COUNT:-0}; i++)); do srun --mpi=none --nodes=1 --ntasks=1 true 2> /dev/null; done
 """.splitlines()
 _START = """\
 # Signals to this script go on to the ranks, through srun or mpirun. A signal ends `wait` early: then wait again.

@@ -4,7 +4,7 @@ from tests.slurm import cluster as private
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
+def private_slurm(tmp_path_factory):
     """A real SLURM of three fake nodes, for all tests of this folder."""
     reason = private.reason_to_skip()
     if reason:
@@ -14,6 +14,13 @@ def cluster(tmp_path_factory):
         parent.chmod(parent.stat().st_mode | 0o055)  # munge trusts no folder that others may not enter
     with private.running(folder) as up:
         yield up
+
+
+@pytest.fixture
+def cluster(private_slurm):
+    """The real SLURM, with no job of an earlier test."""
+    yield private_slurm
+    private_slurm.clear()
 
 
 @pytest.fixture

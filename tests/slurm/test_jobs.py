@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmpi.errors import SchemaError
-from fedmpi.record import open_run
 from tests import mpi
-from tests.slurm.cluster import reason_to_skip, shell, wait
+from tests.slurm.cluster import OVER, SECONDS, reason_to_skip, shell, wait
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,7 +17,7 @@ pytestmark = [
     pytest.mark.timeout(2400),
 ]
 JOBS = mpi.ROOT / "jobs"
-ROUNDS = 4
+ROUNDS = 3
 TINY = (
     "data.root=null", "model.weights=null", "data.height=32", "data.width=16", "data.synthetic.identities=0.2",
     f"federation.rounds={ROUNDS}", "local.epochs=1", "local.last_round_epochs=1", "local.last_round_warmup_epochs=0",
@@ -30,9 +28,13 @@ TWO = ("data.clients=[prid,ilids]",)
 
 
 def tiny(site: Path, *more: str) -> None:
-    """Put a `fedmpi` in place that trains a tiny network, slowly enough to be interrupted."""
+    """Put a `fedmpi` in place that trains a tiny network and waits in the second round for a signal.
+
+    It waits for as long as `hold` lies there, so that a machine may be as fast or slow as it likes.
+    """
+    (site / "hold").touch()
     sets = " ".join(f"--set {change}" for change in (*TINY, *more))
-    driver = f"{sys.executable} {mpi.ROOT / 'tests/driver.py'} slow --"
+    driver = f"{sys.executable} {mpi.ROOT / 'tests/driver.py'} hold --"
     environment = f"export PYTHONPATH={mpi.ROOT} OMP_NUM_THREADS=1 DRIVER_OUT={site}"
     shell(site / "bin/fedmpi", [environment, f'exec {driver} "$@" {sets}'])
     shell(site / "bin/mpirun", [f'exec {mpi.find_mpirun()} "$@"'])  # no link: it looks for its helpers beside itself
@@ -49,24 +51,35 @@ def science(folder: Path) -> dict[str, str]:
 
 
 def uninterrupted(site: Path) -> dict[str, str]:
-    """Return the same of a run in one process, outside SLURM."""
+    """Return the same of a run in one process, outside SLURM and with nothing to wait for."""
+    (site / "hold").unlink(missing_ok=True)
     command = [site / "bin/fedmpi", "train", "fedklpr", "--out", site / "whole"]
     done = subprocess.run(
-        command, env=dict(mpi.environment()), capture_output=True, text=True, timeout=600, check=False
+        command, env=dict(mpi.environment()), capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
     return science(site / "whole")
 
 
-def wait_for_rounds(cluster, job: int, folder: Path, rounds: int) -> None:
-    def there() -> bool:
-        try:
-            with open_run(folder) as run:
-                return run.rounds >= rounds
-        except SchemaError:
-            return False
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Return the checksums of the uninterrupted run of two clients."""
+    site = tmp_path_factory.mktemp("two")
+    tiny(site, *TWO)
+    return uninterrupted(site)
 
-    wait(f"round {rounds} in {folder}", there, lambda: f"{cluster.show(job)}\n{log(folder.parents[1])}")
+
+def wait_for_round_2(cluster, job: int, site: Path, ranks: int) -> None:
+    """Return once all clients are in the middle of the second round: the first one is recorded and saved."""
+    held = [site / f"held-{rank}" for rank in range(1, ranks)]
+    wait("round 2", lambda: all(path.exists() for path in held), lambda: f"{cluster.show(job)}\n{log(site)}")
+
+
+def go_on(cluster, job: int, site: Path) -> None:
+    """Let a job that was put back start again, and run to its end."""
+    cluster.wait_for_requeue(job)
+    (site / "hold").unlink()
+    cluster.start_now(job)
 
 
 def log(site: Path) -> str:
@@ -75,7 +88,7 @@ def log(site: Path) -> str:
 
 def finished(cluster, job: int, site: Path) -> str:
     """Wait until a job has ended well, and return its log."""
-    shown = cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
+    shown = cluster.wait(job, *OVER)
     assert (shown["JobState"], shown["ExitCode"]) == ("COMPLETED", "0:0"), f"{shown}\n{log(site)}"
     return log(site)
 
@@ -92,11 +105,11 @@ class TestTrainings:
         options = ["--nodes=3", "--ntasks-per-node=3", "--gpus-per-node=3"]
         job = cluster.submit(*options, JOBS / "preemptible.sbatch", cwd=site)
         folder = site / f"runs/preemptible-{job}"
-        wait_for_rounds(cluster, job, folder, 1)
+        wait_for_round_2(cluster, job, site, 9)
         everything = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
         urgent = cluster.submit(*everything, cwd=site)
         cluster.wait(urgent, "COMPLETED")
-        cluster.start_now(job)
+        go_on(cluster, job, site)
         text = finished(cluster, job, site)
         assert "start 0 on n[1-3]: srun --mpi=pmi2 fedmpi train" in text
         assert "start 1 on n[1-3]" in text
@@ -104,48 +117,36 @@ class TestTrainings:
         assert json.loads((folder / "summary.json").read_text())["ranks"] == 9
         assert science(folder) == uninterrupted(site)
 
-    def test_a_time_limit_under_srun(self, cluster, site):
+    def test_a_time_limit_under_srun(self, cluster, site, two):
         tiny(site, *TWO)
         job = cluster.submit("--ntasks=3", "--ntasks-per-node=3", JOBS / "train_9ranks.sbatch", cwd=site)
         folder = site / f"runs/train_9ranks-{job}"
-        wait_for_rounds(cluster, job, folder, 1)
+        wait_for_round_2(cluster, job, site, 3)
         cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=2")  # the notice of 120 s is due at once
         cluster.wait_for_requeue(job)
         assert "stopped: SIGUSR1 came; " in log(site)
         assert "exit code 75" in log(site)
         cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-        cluster.start_now(job)
+        go_on(cluster, job, site)
         finished(cluster, job, site)
         assert 1 <= resumed_after(folder) < ROUNDS
-        assert science(folder) == uninterrupted(site)
+        assert science(folder) == two
 
-    def test_a_signal_to_the_script_under_mpirun(self, cluster, site):
+    def test_a_signal_to_the_script_under_mpirun(self, cluster, site, two):
         tiny(site, *TWO)
-        printed = [
-            sys.executable,
-            "-m",
-            "fedmpi",
-            "job",
-            "fedklpr",
-            "--launcher",
-            "mpirun",
-            "--ranks",
-            "3",
-            "--name",
-            "x",
-        ]
-        script = cluster.call(*printed, cwd=mpi.ROOT)
+        options = "job fedklpr --launcher mpirun --ranks 3 --name x"
+        script = cluster.call(sys.executable, "-m", "fedmpi", *options.split(), cwd=mpi.ROOT)
         (site / "x.sbatch").write_text(script)
         job = cluster.submit("--gpus-per-node=0", site / "x.sbatch", cwd=site)
         folder = site / f"runs/x-{job}"
-        wait_for_rounds(cluster, job, folder, 1)
+        wait_for_round_2(cluster, job, site, 3)
         cluster.call("scancel", "--batch", "--signal=USR1", job)
         cluster.wait_for_requeue(job)
         assert "stopped: SIGUSR1 came; " in log(site)
-        cluster.start_now(job)
+        go_on(cluster, job, site)
         text = finished(cluster, job, site)
         assert "start 1 on n1: mpirun -n 3 fedmpi train" in text
-        assert science(folder) == uninterrupted(site)
+        assert science(folder) == two
 
 
 class TestScripts:
