@@ -59,6 +59,8 @@ class Spill:
         self.limit, self.folder = limit, folder or Path(tempfile.gettempdir())
         self._alive: weakref.WeakValueDictionary[int, Piece] = weakref.WeakValueDictionary()
         self._present: dict[int, int] = {}  # sizes, those used longest ago first
+        if limit:
+            _allow_many_files()
 
     @classmethod
     def of(cls, config: RunConfig) -> "Spill":
@@ -165,6 +167,14 @@ class Shelf(Mapping[int, _Array]):
 
     def __len__(self) -> int:
         return len(self.arrays)
+
+
+def _allow_many_files() -> None:
+    """Let this process have as many open files as it may: Python keeps one open for each that it maps."""
+    import resource  # noqa: PLC0415 - Unix only, as MPI clusters are
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def piece_of(array: NDArray[Any] | None) -> Piece | None:

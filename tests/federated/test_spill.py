@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import resource
 import signal
 from pathlib import Path
 
@@ -113,6 +114,16 @@ class TestRoom:
         assert self.mappings(tmp_path) == 5
         del kept
         assert self.mappings(tmp_path) == 0
+
+    def test_there_may_be_more_of_them_than_a_shell_allows_at_first(self, tmp_path):
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+        try:
+            room = Spill(ROOM, tmp_path)
+            kept = [room.keep(np.full(SIZE // 16, i, np.float32)) for i in range(300)]
+            assert [array[99] for array in kept] == list(range(300))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
     @staticmethod
     def mappings(folder: Path) -> int:

@@ -53,6 +53,7 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 KillWait=60
+MessageTimeout=100
 MinJobAge=3600
 FirstJobId={first}
 GresTypes=gpu

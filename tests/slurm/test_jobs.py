@@ -148,6 +148,26 @@ class TestTrainings:
         assert "start 1 on n1: mpirun -n 3 fedmpi train" in text
         assert science(folder) == two
 
+    def test_a_start_that_was_killed_does_not_keep_the_next_from_starting(self, cluster, site):
+        """MPICH leaves shared memory behind that is named after job and step, and a requeued job keeps its number."""
+        program = (
+            "import os, pathlib, time; from mpi4py import MPI; comm = MPI.COMM_WORLD; comm.Barrier(); "
+            'start = os.environ.get("SLURM_RESTART_COUNT", "0"); '
+            'pathlib.Path(f"start-{start}-{comm.rank}").write_text(str(comm.size)); '
+            'start == "0" and time.sleep(900)'
+        )
+        environment = f"export PYTHONPATH={mpi.ROOT}"
+        shell(site / "bin/fedmpi", [environment, f"exec {sys.executable} -c '{program}'"])
+        job = cluster.submit("--ntasks=2", "--gpus-per-node=0", JOBS / "train_9ranks.sbatch", cwd=site)
+        mpi.wait_for([site / "start-0-0", site / "start-0-1"], SECONDS)
+        cluster.call("scancel", "--signal=KILL", f"{job}.0")
+        cluster.wait(job, "FAILED")
+        (site / "start-0-0").unlink()
+        cluster.call("scontrol", "requeue", job)
+        cluster.start_now(job)
+        finished(cluster, job, site)
+        assert [(site / f"start-1-{rank}").read_text() for rank in range(2)] == ["2", "2"]
+
 
 class TestScripts:
     """What the scripts hand over, and what they do with an exit code: no training needed."""
