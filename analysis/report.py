@@ -70,9 +70,9 @@ def top(run: Run) -> list[str]:
     """Return the title, with the run's state."""
     start = str(run.created).replace("T", " ").replace("+00:00", " UTC")
     version = run.provenance.get("fedmpi_version", "?")
-    line = (
-        f"{len(run.clients)} clients, {run.rounds} rounds, seed {common.seed_of(run)}; begun {start}; fedmpi {version}"
-    )
+    planned = int(common.setting(common.config_of(run), "federation.rounds", run.rounds))
+    rounds = f"{run.rounds} of {planned} rounds" if run.rounds < planned else f"{run.rounds} rounds"
+    line = f"{len(run.clients)} clients, {rounds}, seed {common.seed_of(run)}; begun {start}; fedmpi {version}"
     name, status = escape(common.name_of(run)), escape(run.status)
     return [f'<h1>{name} <small class="badge {status}">{status}</small></h1>', page.text(line, "soft")]
 
@@ -85,7 +85,7 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
         after = quantities.mean(quantities.last_measured(quantities.scores(run, metric)))
         items.append(
             (
-                f"{common.percent(after)} %",
+                f"{common.percent(after)} %" if np.isfinite(after) else "not yet",
                 f"mean {quantities.METRICS[metric]}",
                 f"untrained {common.percent(before)} %",
             )

@@ -132,6 +132,13 @@ def test_what_a_reader_must_know(tmp_path, origin, changes, word):
         assert word in " ".join(report.notes(run))
 
 
+def test_a_run_that_is_not_evaluated_yet(tmp_path):
+    nan = {name: [np.nan, np.nan] for name in ("map", "rank1")}
+    with open_run(sample.write(tmp_path / "run.h5", rounds=2, status="stopped", changes=nan)) as run:
+        assert [figure for figure, *_ in report.headline(run)[:2]] == ["not yet", "not yet"]
+        assert "2 of 3 rounds" in report.top(run)[1]
+
+
 def test_an_ordinary_run_has_one_note(page):
     assert page.tags.count("li") == 1
     assert "The clients are fedmpi's embedded drawn people: their scores say nothing about photographs." in page.words
