@@ -24,6 +24,7 @@ DIRECTION_NAMES = {
     Direction.REQUEST: b"request",
     Direction.RECOVER: b"recover",
     Direction.EVALUATE: b"eval",
+    Direction.MEANS: b"means",
 }
 CODING_NAMES = {
     ValueCoding.RAW_F32: b"raw",
@@ -32,7 +33,8 @@ CODING_NAMES = {
     ValueCoding.BF16: b"bf16",
     ValueCoding.FP16: b"fp16",
 }
-METHOD_DIRECTIONS = (Direction.DOWN, Direction.UP, Direction.REQUEST, Direction.RECOVER)
+METHOD_DIRECTIONS = (Direction.DOWN, Direction.UP, Direction.REQUEST, Direction.RECOVER, Direction.MEANS)
+UP_DIRECTIONS = (Direction.UP, Direction.REQUEST, Direction.MEANS)
 INTEGERS = (
     "crr_decision",
     "clusters",
@@ -136,7 +138,7 @@ class Totals:
         if m.direction is Direction.EVALUATE:
             self.evaluation += m.total
             return
-        if m.direction in {Direction.UP, Direction.REQUEST}:
+        if m.direction in UP_DIRECTIONS:
             self.up += m.total
         else:
             self.down += m.total
@@ -154,7 +156,7 @@ def totals(messages: NDArray[np.void]) -> Totals:
     """Return the running sums after the messages of a run file's table."""
     evaluated = messages["direction"] == DIRECTION_NAMES[Direction.EVALUATE]
     paid = messages[~evaluated]
-    up = np.isin(paid["direction"], [DIRECTION_NAMES[d] for d in (Direction.UP, Direction.REQUEST)])
+    up = np.isin(paid["direction"], [DIRECTION_NAMES[d] for d in UP_DIRECTIONS])
     sums = Totals(
         up=int(paid["bytes"][up].sum()),
         down=int(paid["bytes"][~up].sum()),

@@ -129,6 +129,27 @@ def exchange(
         _show(records, room.rows, 3, path)
 
 
+@bench.command("scale")
+@options("0.1", repeats=5)
+def scale(densities: tuple[float, ...], repeats: int, model: str, size: int | None, path: Path | None) -> None:
+    """Server CPU and wall time of an uplink against the number of clients: mpirun -n 65 fedmpi bench scale.
+
+    8, 16, 32 ... clients as far as there are ranks, and the straight line through them beyond. With more ranks than
+    cores wall time is that of all ranks' work together; the server's CPU time says what it has to do itself.
+    """
+    comm = _world()
+    from fedmpi.bench import scale as room  # noqa: PLC0415 - help stays fast
+
+    if comm.rank == 0:
+        check_free(path)
+    made = _model(model, size)
+    if comm.rank == 0:
+        _head(f"{made.layout.size:,} parameters, medians of {repeats}")
+    records = room.measure(comm, made.layout, densities, repeats)
+    if comm.rank == 0:
+        _show(records, room.rows, 2, path)
+
+
 @bench.command("peers")
 @click.option("--python", type=click.Path(path_type=Path), help="Python of the environment that has them.")
 @click.option("--size", type=click.IntRange(1), default=1_000_000, show_default=True, help="Parameters.")

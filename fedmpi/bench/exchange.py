@@ -74,8 +74,9 @@ def _ways(field: Field, densities: Sequence[float], codings: Sequence[str], shar
         Pickled(field),
     ]
     sparse = [Sparse(field, density, coding) for coding in codings for density in densities]
-    taking = [Sparse(field, density, "raw", shared) for density in densities if shared is not None and "raw" in codings]
-    return [*dense, *sparse, *taking]
+    raw = densities if "raw" in codings else ()
+    sparse += [Sparse(field, density, "raw", shared) for density in raw if shared is not None]
+    return [*dense, *sparse, *(Sparse(field, density, sharded=True) for density in raw)]
 
 
 def _measured(field: Field, ways: list[Way], repeats: int) -> Iterator[Record]:

@@ -57,12 +57,21 @@ class Sparse:
     """Scatter and gather-merge at one density; masks are drawn from the client's number and known on both ends.
 
     ``coding`` is a value of the key ``wire.values``. Lossless values are coded against what was sent before. With
-    ``shared`` memory, clients take their values from there and lay their updates down there.
+    ``shared`` memory, clients take their values from there and lay their updates down there. ``sharded``: every rank
+    merges a share of the parameters.
     """
 
-    def __init__(self, field: Field, density: float, coding: str = "raw", shared: Shared | None = None) -> None:
+    def __init__(
+        self,
+        field: Field,
+        density: float,
+        coding: str = "raw",
+        shared: Shared | None = None,
+        *,
+        sharded: bool = False,
+    ) -> None:
         self._field, self.density, self.coding = field, density, coding
-        self.plan = "messages" if shared is None else "shared memory"
+        self.plan = "sharded" if sharded else "messages" if shared is None else "shared memory"
         ranks, layout, size = field.ranks, field.layout, field.layout.size
         named = ranks.clients if ranks.is_server else ranks.hosted
         self._masks = {c: draw_mask(size, density, 1000 + c) for c in named}
@@ -87,6 +96,7 @@ class Sparse:
             meter=self._meter,
             wire=wire,
             shared=None if shared is None else shared.up,
+            sharded=sharded,
         )
         self._local = np.zeros(0 if ranks.is_server else size, np.float32)
         self._moved = (0, 0)

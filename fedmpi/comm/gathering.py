@@ -4,7 +4,7 @@ from heapq import merge
 
 from mpi4py import MPI
 
-from fedmpi.comm.inbox import Contents, Inbox, Laid, Own, Stream, tag
+from fedmpi.comm.inbox import Contents, Inbox, Laid, Own, Stream, address, tag
 from fedmpi.comm.merging import Merge
 from fedmpi.comm.ranks import SERVER
 from fedmpi.comm.segments import cut
@@ -40,7 +40,7 @@ def _stream(around: Surroundings, task: Task, client: int, memory: SharedUpdates
     contents = Contents(around.cuts.ranges(mask.count()), mask, task.codings[client], task.theta)
     if client in task.values:
         return Own(task.encoded(client, contents.ranges, around.meter), contents, around.meter)
-    return Inbox(ranks.comm, ranks.hosts[client], client, contents, around.patience, around.meter)
+    return Inbox(ranks.comm, address(ranks, client), contents, around.patience, around.meter)
 
 
 def _send(around: Surroundings, task: Task, memory: SharedUpdates | None, laid: list[int]) -> None:

@@ -20,6 +20,11 @@ Values = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 
+def address(ranks: Ranks, client: int) -> tuple[int, int, str]:
+    """Return where a client's values come from, under which tag, and what to call them. *Not collective.*"""
+    return ranks.hosts[client], tag(client), f"the values of client {client} on rank {ranks.hosts[client]}"
+
+
 def tag(client: int) -> int:
     """Return the tag of a client's values: clients of one rank are received apart; heads have tag 0."""
     return 1 + client
@@ -102,13 +107,17 @@ class Own(Stream):
 
 
 class Inbox(Stream):
-    """The values of a client of another rank. Its memory is that of two parts: one arrives while one is in use."""
+    """Values from another rank. Its memory is that of two parts: one arrives while one is in use.
+
+    ``address`` is their rank, their tag, and what an error calls them.
+    """
 
     def __init__(
-        self, comm: MPI.Comm, source: int, client: int, contents: Contents, patience: Patience, meter: Meter
+        self, comm: MPI.Comm, address: tuple[int, int, str], contents: Contents, patience: Patience, meter: Meter
     ) -> None:
         super().__init__(contents, meter)
-        self._comm, self._source, self._client, self._patience = comm, source, client, patience
+        self._comm, self._patience = comm, patience
+        self._source, self._tag, self._what = address
         counts = [contents.mask.count(lo, hi) for lo, hi in contents.ranges]
         bound = values_bound(contents.coding, max(counts, default=0))
         self._counts = iter(counts)
@@ -128,7 +137,7 @@ class Inbox(Stream):
         if count is None:
             return
         part = buffer[: values_bound(self._contents.coding, count)]
-        request = self._comm.Irecv([part, MPI.BYTE], self._source, tag(self._client)) if count else None
+        request = self._comm.Irecv([part, MPI.BYTE], self._source, self._tag) if count else None
         self._posted.append((buffer, request))
 
     def _fetch(self) -> Bytes:
@@ -137,9 +146,8 @@ class Inbox(Stream):
         self._held, request = self._posted.popleft()
         if request is None:
             return self._held[:0]
-        what = f"the values of client {self._client} on rank {self._source}"
         with self._meter.time("transfer"):
-            return self._held[: self._patience.wait_bytes([request], what)[0]]
+            return self._held[: self._patience.wait_bytes([request], self._what)[0]]
 
 
 class Laid(Stream):

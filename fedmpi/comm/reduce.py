@@ -18,6 +18,7 @@ from fedmpi.comm.coding import Wire
 from fedmpi.comm.gathering import gather_merge
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.segments import Cuts
+from fedmpi.comm.sharded import Moved, Sharded
 from fedmpi.comm.shared import SharedUpdates
 from fedmpi.comm.task import Surroundings, Task, Values
 from fedmpi.comm.traffic import Meter, Traffic
@@ -63,6 +64,8 @@ class Reduce:
         Chooses the coding of the values.
     shared
         Memory in which clients may lay down raw values; `free` gives it back.
+    sharded
+        Whether every rank merges a share of the parameters.
     """
 
     def __init__(
@@ -76,12 +79,14 @@ class Reduce:
         meter: Meter,
         wire: Wire = Wire(),  # noqa: B008 - frozen
         shared: SharedUpdates | None = None,
+        sharded: bool = False,
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
         self._cuts = Cuts(layout.size, len(ranks.hosts), segment_bytes)
         self._around = Surroundings(ranks, self._cuts, patience, meter)
         self._coding = wire.coding(reference=True)
         self._shared = shared
+        self._sharded = Sharded(self._around) if sharded and ranks.size > 1 else None
         self._open: list[Traffic] = []
         self._codings: dict[int, ValueCoding] = {}
         self._limit, self._max_scalars = head_bound(layout, max_scalars), max_scalars
@@ -224,7 +229,20 @@ class Reduce:
         """
         begin = time.perf_counter()
         task = Task(values, masks, self._codings, heads, weights, theta, skip_pruned, references or {})
-        sizes = gather_merge(self._around, task, self._shared)
-        elapsed = time.perf_counter() - begin
-        self._meter.add(replace(m, seconds=m.seconds + elapsed, values=sizes[m.client]) for m in self._open)
+        if self._sharded is not None and all(map(Sharded.takes, {*self._codings.values()} or {self._coding})):
+            ups, means = self._sharded.merge(task)
+        else:
+            sizes = gather_merge(self._around, task, self._shared)
+            ups, means = {c: Moved(values=size) for c, size in sizes.items()}, {}
+        self._note(ups, means, time.perf_counter() - begin)
+
+    def _note(self, ups: Mapping[int, Moved], means: Mapping[int, Moved], seconds: float) -> None:
+        """Note the messages that are now complete, and those that brought the means of other ranks."""
+        for message in self._open:
+            m = ups[message.client]
+            whole = replace(message, header=message.header + m.header, mask=message.mask + m.mask, values=m.values)
+            self._meter.add([replace(whole, seconds=message.seconds + seconds)])
+        for rank, m in means.items():
+            first = self._ranks.hosts.index(rank)
+            self._meter.add([Traffic.of_means(self._open[0], first, m.header, m.values, seconds)])
         self._open = []

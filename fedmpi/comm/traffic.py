@@ -3,11 +3,11 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Self
 
-from fedmpi.sparse import HEADER_SIZE, Kind
+from fedmpi.sparse import HEADER_SIZE, Kind, MaskMode, ValueCoding
 from fedmpi.sparse.header import Header
 
 
@@ -19,6 +19,7 @@ class Direction(IntEnum):
     REQUEST = 2  # a client's word on its received model (CRR stage 2): keep it, or recover
     RECOVER = 3  # values that a recovering client had pruned
     EVALUATE = 4  # the whole global model, for measuring only; no method pays for it
+    MEANS = 5  # a rank's share of the mean, to the server (sharded uplink); noted for the rank's first client
 
 
 DIRECTIONS = {
@@ -71,6 +72,24 @@ class Traffic:
             mask_mode=header.mask_mode,
             coding=header.coding,
             start=start,
+            seconds=seconds,
+        )
+
+    @classmethod
+    def of_means(cls, update: Self, client: int, header: int, values: int, seconds: float) -> Self:
+        """Return the record of a rank's share of the mean of the same round as ``update``."""
+        return replace(
+            update,
+            client=client,
+            direction=Direction.MEANS,
+            header=header,
+            mask=0,
+            values=values,
+            buffers=0,
+            scalars=0,
+            dense=0,
+            mask_mode=MaskMode.ABSENT,
+            coding=ValueCoding.RAW_F32,
             seconds=seconds,
         )
 

@@ -97,7 +97,7 @@ class Patience:
             raise
         return [status.Get_count(MPI.BYTE) for status in statuses]
 
-    def receive_bytes(self, comm: MPI.Intracomm, source: int, limit: int, what: str) -> NDArray[np.uint8]:
+    def receive_bytes(self, comm: MPI.Intracomm, source: int, limit: int, what: str, tag: int = 0) -> NDArray[np.uint8]:
         """Receive the next message from ``source``, of unknown length; refuse more than ``limit`` bytes unread.
 
         *Not collective.* The length is known before memory is taken for it.
@@ -105,7 +105,7 @@ class Patience:
         status, found = MPI.Status(), []
 
         def arrived() -> bool:
-            message = comm.Improbe(source, 0, status)
+            message = comm.Improbe(source, tag, status)
             if message is not None:
                 found.append(message)
             return bool(found)

@@ -123,12 +123,14 @@ class CommConfig(Section):
         "The same results and the same bytes in the log.",
         source="fedmpi",
     )
-    uplink: Literal["messages", "shared", "auto"] = key(
+    uplink: Literal["messages", "shared", "sharded", "auto"] = key(
         "messages",
-        "How the server gets the updates. messages = every client sends its values; shared = clients on the server's "
-        "host lay raw values down in memory that they share with it, others send, and the log counts them alike; auto "
-        "= shared where all ranks are on one host that has room for a dense vector per client, else messages. The same "
-        "results and the same bytes in the log.",
+        "How the updates are merged. messages = every client sends its values, and the server merges; shared = clients "
+        "on the server's host lay raw values down in memory that they share with it, others send, and the log counts "
+        "them alike; sharded = every rank merges a share of the parameters, of all clients, and the server gets the "
+        "means (values that are coded against what it holds are sent to it all the same); auto = shared where all "
+        "ranks are on one host that has room for a dense vector per client, else sharded for more than 16 ranks, else "
+        "messages. The same results to the bit.",
         source="fedmpi",
     )
     deadline_s: Number = key(

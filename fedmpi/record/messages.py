@@ -15,6 +15,7 @@ DIRECTIONS: Final[Mapping[str, str]] = {
     "up": "update, client to server",
     "down": "model, server to client",
     "eval": "global model, server to client, only to be evaluated",
+    "means": "a rank's share of the mean to the server (comm.uplink sharded), under the rank's first client",
     "recover": "recovered values, server to client (CRR stage 2)",
     "request": "recovery request, client to server (CRR stage 2)",
 }
@@ -93,10 +94,10 @@ def _codes(names: Mapping[str, str]) -> npt.NDArray[np.bytes_]:
 def traffic(messages: npt.NDArray[np.void], clients: int) -> dict[str, npt.NDArray[np.int64]]:
     """Sum one round's messages into the byte variables of ``/clients``, int64[clients] each.
 
-    Recovery requests count as uplink and recovered values as downlink, since the method needs them; what moves only to
-    be evaluated is counted apart. The dense equivalent is that of ``up`` and ``down`` messages alone.
+    Recovery requests and means count as uplink and recovered values as downlink, since the method needs them; what
+    moves only to be evaluated is counted apart. The dense equivalent is that of ``up`` and ``down`` messages alone.
     """
-    sides = {"up": (b"up", b"request"), "down": (b"down", b"recover")}
+    sides = {"up": (b"up", b"request", b"means"), "down": (b"down", b"recover")}
     sums: dict[str, npt.NDArray[np.int64]] = {}
     for side, names in sides.items():
         rows = messages[np.isin(messages["direction"], names)]

@@ -91,8 +91,10 @@ def test_exchange(tmp_path):
               if r["name"] in {"down", "up", "exchange"}}  # fmt: skip
     dense = 2 * 4 * SIZE
     for (name, plan, density), r in phases.items():
-        if plan.startswith("shared"):
+        if plan.startswith("shared memory") or (plan.startswith("sharded") and name == "down"):
             assert r["bytes"] == phases[name, "messages, raw", density]["bytes"]
+        elif plan.startswith("sharded"):
+            assert r["bytes"] > 0
         elif not plan.startswith("messages"):
             assert r["bytes"] == dense * (2 if name == "exchange" else 1)
         elif name == "down" and r["coding"] == "raw":
@@ -111,6 +113,29 @@ def test_exchange(tmp_path):
     memory = [r for r in records if r["name"] == "server memory"]
     assert len(memory) == len(phases) / 3
     assert len(done.out.splitlines()) == 3 + len(records)
+
+
+@pytest.mark.mpi
+@mpi.needs_mpirun
+def test_scale(tmp_path):
+    path = tmp_path / "out.json"
+    words = ["bench", "scale", "--size", SIZE, "--densities", "0.5", "--repeats", 1, "--json", path]
+    done = mpi.succeed(9, ["-m", "fedmpi", *words], timeout=200)
+    records = checked(json.loads(path.read_text()), "scale")
+    plans = ["dense, whole vectors", "messages", "sharded", "shared memory"]
+    assert [(r["name"], r["plan"]) for r in records] == [(n, p) for p in plans for n in ("server CPU", "wall")]
+    assert {r["bytes"] for r in records} == {8}
+    assert done.out.splitlines()[2].split() == ["uplink", "plan", "density", "8", "clients"]
+
+
+@pytest.mark.mpi
+@mpi.needs_mpirun
+def test_scale_with_too_few_ranks_says_what_to_do():
+    done = mpi.run(1, ["-m", "fedmpi", "bench", "scale"], timeout=60)
+    assert done.code == 2, str(done)
+    assert done.lines() == [
+        "fedmpi: error: costs against the number of clients need 9 ranks or more: mpirun -n 65 fedmpi bench scale"
+    ]
 
 
 @pytest.mark.mpi

@@ -7,6 +7,7 @@ import hashlib
 import sys
 import time
 import traceback
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,7 +37,13 @@ from fedmpi.sparse import Head, Kind, Layout, Mask, ValueCoding, rounded
 
 CLIENTS = 4
 SEGMENT_BYTES = (256, 4096, 1 << 20, None)
-UPLINKS = (*((size, "messages") for size in SEGMENT_BYTES), (256, "shared"), (None, "auto"))
+UPLINKS = (
+    *((size, "messages") for size in SEGMENT_BYTES),
+    (256, "shared"),
+    (None, "auto"),
+    (256, "sharded"),
+    (None, "sharded"),
+)
 PATIENCE = Patience(deadline=60.0)
 RAW = Wire()
 torch.set_num_threads(1)
@@ -67,6 +74,26 @@ class Case:
         self.dense = {c: rng.standard_normal(N).astype(np.float32) * 10.0**c for c in range(CLIENTS)}
         self.values = {c: self.dense[c][self.kept[c]] for c in range(CLIENTS)}
         self.client_buffers = {c: rng.standard_normal(B).astype(np.float32) for c in range(CLIENTS)}
+
+
+class Counted(MPI.Intracomm):
+    """A communicator that knows how many bytes this rank has handed to it."""
+
+    sent = 0
+
+    def Isend(self, buf, dest, tag=0):
+        Counted.sent += memoryview(buf[0] if isinstance(buf, list) else buf).nbytes
+        return super().Isend(buf, dest, tag)
+
+
+def check_bytes(ranks: Ranks, meter: Meter, uplink: str) -> None:
+    """The server's log has all bytes that all ranks have sent, but for values that nobody sends."""
+    sent = ranks.control.allreduce(Counted.sent)
+    messages, control = meter.messages, meter.control
+    laid = sum(m.values for m in messages) if uplink in {"shared", "auto"} else 0
+    if ranks.is_server:
+        noted = sum(m.total for m in messages) - laid + control if ranks.size > 1 else 0
+        assert sent == noted, f"{uplink}: {sent} bytes sent, {noted} noted"
 
 
 def jitter(ranks: Ranks, seed: int) -> None:
@@ -138,7 +165,8 @@ def exchange(
     """Send heads and values up; return the merged vector, the heads and the meter of the server."""
     meter = Meter()
     memory = plan_uplink(ranks, N, uplink)
-    assert (memory is None) == (uplink == "messages" or ranks.size == 1)
+    ranks, Counted.sent = replace(ranks, comm=Counted(ranks.comm)), 0
+    assert (memory is None) == (uplink in {"messages", "sharded"} or ranks.size == 1)
     reduce = Reduce(
         ranks,
         LAYOUT,
@@ -148,6 +176,7 @@ def exchange(
         meter=meter,
         wire=wire,
         shared=memory,
+        sharded=uplink == "sharded",
     )
     full = Mask.full(N)
     values = {c: reduce.rounded(case.values[c]) for c in ranks.hosted}
@@ -171,14 +200,15 @@ def exchange(
         for c in ranks.hosted
     }
     known = {c: Known(full, 7) for c in ranks.clients} if ranks.is_server else {}
-    jitter(ranks, 10 + turn)
-    heads = reduce.heads(Kind.UPDATE, turn, outgoing, known, since=time.perf_counter())
     references = {c: np.where(case.kept[c], case.old, np.float32(9)) for c in values}
-    theta = case.old.copy() if ranks.is_server else None
-    masks = {c: head.mask for c, head in heads.items()} if ranks.is_server else {c: case.masks[c] for c in values}
-    jitter(ranks, 20 + turn)
     weights = weights if ranks.is_server else {}
-    reduce.merge(values, masks, heads, weights, theta, skip_pruned=skip, references=references)
+    for again in range(2 if uplink == "sharded" else 1):  # then the owners remember the masks
+        jitter(ranks, 10 + turn + again)
+        heads = reduce.heads(Kind.UPDATE, turn, outgoing, known, since=time.perf_counter())
+        theta = case.old.copy() if ranks.is_server else None
+        masks = {c: head.mask for c, head in heads.items()} if ranks.is_server else {c: case.masks[c] for c in values}
+        jitter(ranks, 20 + turn)
+        reduce.merge(values, masks, heads, weights, theta, skip_pruned=skip, references=references)
     reduce.free()
     return theta, heads, meter
 
@@ -201,11 +231,13 @@ def check_merge(ranks: Ranks, case: Case, digest) -> None:
         results = []
         for turn, (segment_bytes, uplink) in enumerate(UPLINKS):
             theta, heads, meter = exchange(ranks, case, segment_bytes, turn, weights, skip, uplink=uplink)
+            check_bytes(ranks, meter, uplink)
             if not ranks.is_server:
                 assert heads == {}
                 continue
             check_heads(case, heads)
-            check_meter(ranks, meter, Direction.UP, turn, case, scalars=2)
+            if uplink != "sharded" or ranks.size == 1:
+                check_meter(ranks, meter, Direction.UP, turn, case, scalars=2)
             results.append(theta)
         if ranks.is_server:
             expected = masked_mean(case, weights, skip)
