@@ -202,7 +202,7 @@ def exchange(
     known = {c: Known(full, 7) for c in ranks.clients} if ranks.is_server else {}
     references = {c: np.where(case.kept[c], case.old, np.float32(9)) for c in values}
     weights = weights if ranks.is_server else {}
-    for again in range(2 if uplink == "sharded" else 1):  # then the owners remember the masks
+    for again in range(2 if uplink == "sharded" and ranks.size > 1 else 1):  # then the owners remember the masks
         jitter(ranks, 10 + turn + again)
         heads = reduce.heads(Kind.UPDATE, turn, outgoing, known, since=time.perf_counter())
         theta = case.old.copy() if ranks.is_server else None
