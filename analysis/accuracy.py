@@ -67,10 +67,16 @@ def summary(groups: Groups, metrics: Sequence[str]) -> str:
     for label, members in groups.items():
         for run in (named.run for named in members):
             before = [common.percent(quantities.mean(quantities.untrained(run, m))) for m in metrics]
-            after = [common.percent(quantities.mean(quantities.curve(run, m)[2][-1:])) for m in metrics]
+            after = [common.percent(_last(run, m)) for m in metrics]
             sent = common.size(quantities.sent(run).sum())
             rows.append([label, common.seed_of(run), str(run.rounds), sent, *before, *after])
     return common.aligned(head, rows)
+
+
+def _last(run: Run, metric: str) -> float:
+    """Return the mean over clients of the last evaluation; NaN if only the untrained model was evaluated."""
+    rounds, _, values = quantities.curve(run, metric)
+    return quantities.mean(values[-1:]) if len(rounds) and rounds[-1] > 0 else float("nan")
 
 
 def groups_over(groups: Groups, metrics: Sequence[str], over: str) -> Figure:

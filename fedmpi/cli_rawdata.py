@@ -111,7 +111,13 @@ class _progress:  # noqa: N801 - used like a function
 @click.option(
     "--write-manifest", is_flag=True, help="Write manifest.json for clients without one, if nothing is wrong."
 )
-@click.option("--max-megapixels", default=8.0, show_default=True, help="As data.max_megapixels.")
+@click.option(
+    "--max-megapixels",
+    default=8.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="As data.max_megapixels.",
+)
 def verify(
     root: Path,
     names: tuple[str, ...],

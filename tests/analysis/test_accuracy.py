@@ -47,6 +47,14 @@ def test_a_label_names_all_runs_of_a_pattern(seeds, tmp_path, invoke):
     assert "t?: no such run file" in invoke(accuracy.main, f"both={tmp_path}/t?", code=2)
 
 
+def test_the_untrained_score_is_not_the_last_one(tmp_path, invoke):
+    nan = {name: [np.nan, np.nan] for name in ("map", "rank1", "rank5", "rank10")}
+    path = sample.write(tmp_path / "run.h5", rounds=2, status="stopped", changes=nan)
+    text = invoke(accuracy.main, path, "--out", tmp_path, "--format", "csv")
+    line = next(line.split() for line in text.splitlines() if line.startswith("one "))
+    assert line[5:] == ["15.0", "15.0", "--", "--"]
+
+
 def test_mean_over_clients_against_bytes(run_file):
     with open_run(run_file) as run:
         made = accuracy.groups_over({"one": [Named("one", run)]}, ["map"], "bytes")

@@ -21,7 +21,7 @@ def finished(tmp_path_factory):
     if reason := network.why_not():
         pytest.skip(reason)
     settings = ("data.clients=[prid, ilids]", "federation.rounds=2", "local.epochs=1", "local.last_round_epochs=1",
-                "crr.enabled=false", "evaluation.every=1", "data.synthetic.images=0.5", "wire.values=raw")  # fmt: skip
+                "crr.enabled=false", "evaluation.every=2", "data.synthetic.images=0.5", "wire.values=raw")  # fmt: skip
     words = [word for setting in settings for word in ("--set", setting)]
     folder = tmp_path_factory.mktemp("shaped")
     with network.shaped(3, RATES, folder) as made:
