@@ -20,6 +20,9 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BUG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 
 FAREWELL_SECONDS = (2.0, 3.0, 5.0)
 """How long a rank waits for the others to fail as well, before it ends the job for all: one that failed itself; rank 0,
 having heard of a failure; any other rank, having heard of it."""
+STOPPED_SECONDS = 30.0
+"""The same after a stop. All ranks have agreed on it and are on their way, the server after it has closed the run file,
+perhaps on a busy machine or a slow disk; under srun, a job that is ended then loses the exit code for the queue."""
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 """Set by launchers in every process that they start."""
 
@@ -109,7 +112,9 @@ def _is_first_launched() -> bool:
 
 def _patience(comm: "MPI.Intracomm", error: BaseException, *, told: bool) -> float:
     """Return how long to wait for the others, in seconds: whoever knows most gives up first, and speaks for all."""
-    second_hand = told and isinstance(error, RankFailure | Stopped)
+    if isinstance(error, Stopped):
+        return STOPPED_SECONDS
+    second_hand = told and isinstance(error, RankFailure)
     return FAREWELL_SECONDS[0 if not second_hand else 1 if comm.rank == 0 else 2]
 
 

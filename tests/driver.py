@@ -15,12 +15,13 @@ from types import SimpleNamespace
 import numpy as np
 from mpi4py import MPI
 
-from fedmpi import cli
+from fedmpi import cli, farewell
 from fedmpi.comm import Patience, Ranks, Reduce, waiting
 from fedmpi.federated import learner, spill
 from fedmpi.federated import round as rounds
 from fedmpi.federated.client import Client
 from fedmpi.federated.probe import Probe
+from fedmpi.record import RunWriter
 from fedmpi.stopping import Stopper
 from tests.tiny import tiny_model
 
@@ -185,6 +186,17 @@ def spill_all() -> None:
     spill.SMALL = 1
 
 
+def slow_close() -> None:
+    """Take longer to close the run file than a rank waits for others after a failure."""
+    original = RunWriter.close
+
+    def close(writer, *args, **options):
+        time.sleep(2 * max(farewell.FAREWELL_SECONDS))
+        original(writer, *args, **options)
+
+    RunWriter.close = close
+
+
 def script_probe() -> None:
     """Let client 0 prune twice and then recover."""
     answers = [0.5, 0.6, 0.6, 0.5, 0.6, 0.6, 0.3, 0.3, 0.6, 0.6]
@@ -263,6 +275,7 @@ ACCIDENTS: dict[str, Callable[[], None]] = {
     "nan-norm": huge_update,
     "slow": slow,
     "hold": hold,
+    "slow-close": slow_close,
     "spill-all": spill_all,
     "script-probe": script_probe,
     "count-bytes": count_bytes,

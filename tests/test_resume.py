@@ -412,9 +412,12 @@ class TestRealJobs:
         pytest.fail(f"not {rounds} rounds after {PATIENCE} s")
 
     def stopped_in_round_2(self, tmp_path: Path, *more: str) -> mpi.Job:
-        """Return a job that got a signal while all its clients were in the middle of their second round."""
+        """Return a job that got a signal while all its clients were in the middle of their second round.
+
+        The server is late at the end; nobody may end the job without it.
+        """
         (tmp_path / "hold").touch()
-        argv = [DRIVER, "hold", "--", *self.train(tmp_path), *more]
+        argv = [DRIVER, "hold", "slow-close", "--", *self.train(tmp_path), *more]
         with mpi.started(3, argv, env={"DRIVER_OUT": str(tmp_path)}) as job:
             mpi.wait_for([tmp_path / "held-1", tmp_path / "held-2"], PATIENCE)
             job.process.send_signal(signal.SIGUSR1)
