@@ -29,7 +29,7 @@ class Streamed:
     coding, density = CODING, 1.0
 
     def __init__(self, field: Field, plan: str, *, whole: bool) -> None:
-        self._field, self.plan = field, plan
+        self._field, self.plan, self._patience = field, plan, field.patience.lively
         size = field.layout.size
         self._ranges = ((0, size),) if whole else segments(size, field.segment_bytes or SEGMENT_BYTES)
         step = self._ranges[0][1]
@@ -41,7 +41,7 @@ class Streamed:
 
     def down(self) -> None:
         """*Collective*. The server sends its vector to every client, range by range."""
-        comm, patience = self._field.ranks.comm, self._field.patience
+        comm, patience = self._field.ranks.comm, self._patience
         if not self._field.ranks.is_server:
             received = [comm.Irecv(self._local[lo:hi], SERVER) for lo, hi in self._ranges]
             patience.wait_all(received, "the dense model")
@@ -58,12 +58,12 @@ class Streamed:
         if not self._field.ranks.is_server:
             comm, theta = self._field.ranks.comm, self._field.theta
             sends = [comm.Isend(theta[lo:hi], SERVER) for lo, hi in self._ranges]
-            self._field.patience.wait_all(sends, "the server to take the dense update")
+            self._patience.wait_all(sends, "the server to take the dense update")
             return
         ahead = len(self._buffers)
         requests = [self._post(place) for place in range(min(ahead, len(self._jobs)))]
         for place, ((lo, hi), client, _) in enumerate(self._jobs):
-            self._field.patience.wait(requests[place], f"client {client}")
+            self._patience.wait(requests[place], f"client {client}")
             self._add(self._field.theta[lo:hi], self._buffers[place % ahead][: hi - lo], client)
             if client == self._clients[-1][0]:
                 self._finish(self._field.theta[lo:hi])

@@ -81,9 +81,9 @@ class Reduce:
         shared: SharedUpdates | None = None,
         sharded: bool = False,
     ) -> None:
-        self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
+        self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience.lively, meter
         self._cuts = Cuts(layout.size, len(ranks.hosts), segment_bytes)
-        self._around = Surroundings(ranks, self._cuts, patience, meter)
+        self._around = Surroundings(ranks, self._cuts, self._patience, meter)
         self._coding = wire.coding(reference=True)
         self._shared = shared
         self._sharded = Sharded(self._around) if sharded and ranks.size > 1 else None

@@ -86,6 +86,7 @@ class Scatter:
         room: Callable[[int], NDArray[np.float32]] = in_memory,
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
+        self._lively = patience.lively
         self._cuts, self._wire, self._shared = Cuts(layout.size, len(ranks.hosts), segment_bytes), wire, shared
         self._room = room
 
@@ -230,7 +231,7 @@ class Scatter:
     def _wait_for_takers(self, sends: Mapping[int, MPI.Request]) -> None:
         with self._meter.time("transfer"):
             for c, request in sends.items():
-                self._patience.wait(request, f"client {c} on rank {self._ranks.hosts[c]} to take the model")
+                self._lively.wait(request, f"client {c} on rank {self._ranks.hosts[c]} to take the model")
 
     def _receive(self, kind: Kind, round: int, addresses: dict[int, Address]) -> dict[int, Parcel]:
         heads = {c: self._receive_head(kind, round, c, a) for c, a in addresses.items()}
@@ -267,14 +268,14 @@ class Scatter:
             pack(self._shared.array, a.positions, out=values[c])
         self._shared.sync()
         said = [self._ranks.comm.Isend([b"", MPI.BYTE], SERVER) for _ in addresses]
-        self._patience.wait_all(said, "the server to hear that its model is taken")
+        self._lively.wait_all(said, "the server to hear that its model is taken")
         return values
 
     def _check(self, values: Mapping[int, NDArray[np.float32]]) -> None:
         """Receive the checksums that follow the values, and compare."""
         for c, received in values.items():
             what = f"the model for client {c}"
-            trailer = self._patience.receive_bytes(self._ranks.comm, SERVER, TRAILER_SIZE, what)
+            trailer = self._lively.receive_bytes(self._ranks.comm, SERVER, TRAILER_SIZE, what)
             check_values(values_checksum(received), decode_trailer(trailer), received.size, what)
 
     def _receive_values(
@@ -294,9 +295,9 @@ class Scatter:
                     request = self._ranks.comm.Irecv([buffer, MPI.BYTE], SERVER, tag(c))
                     posted.append((c, lo, hi, target, buffer, request))
         if all(coding == ValueCoding.RAW_F32 for coding in codings.values()):
-            self._patience.wait_all([request for *_, request in posted], "the server's model")
+            self._lively.wait_all([request for *_, request in posted], "the server's model")
             return
-        sizes = self._patience.wait_bytes([request for *_, request in posted], "the server's model")
+        sizes = self._lively.wait_bytes([request for *_, request in posted], "the server's model")
         for (c, lo, hi, target, buffer, _), size in zip(posted, sizes, strict=True):
             a = addresses[c]
             target[:] = decode_range(buffer[:size], a.positions, lo, hi, codings[c], a.reference)

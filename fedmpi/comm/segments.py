@@ -21,7 +21,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Cuts:
-    """How the values of any client are cut, so that those under way fill a third of a dense vector, not more.
+    """How the values of any client are cut, so that those under way fill a quarter of a dense vector, not more.
 
     A dense client's part covers ``step(size)`` parameters; one that keeps less takes 2, 4, 8 ... times as many, so that
     its parts have at least half the bytes, and all clients' ranges start where the finest ones do. Both ends compute
@@ -43,7 +43,7 @@ class Cuts:
         """Return how many parameters a part covers for a client that keeps ``nnz``."""
         if self.fixed is not None:
             return _words(min(self.fixed, MAX_SEGMENT_BYTES))
-        part = 4 * self.size // (3 * UNDER_WAY * max(self.clients, 1))
+        part = self.size // (UNDER_WAY * max(self.clients, 1))  # a quarter of 4 size bytes, shared by all
         dense = _words(min(max(part, SHORTEST), MAX_SEGMENT_BYTES))
         sparse = (self.size // nnz).bit_length() - 1 if nnz else SPARSEST
         return dense << min(max(sparse, 0), SPARSEST)

@@ -7,7 +7,7 @@ can last as long as training polls instead.
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -27,6 +27,8 @@ def never() -> None:
 
 LOOKS = 16
 """How often a wait is looked after in the time that it has lasted so far."""
+LIVELY = 5e-4
+"""Longest sleep in the middle of an exchange, in seconds."""
 _kept_alive: list[object] = []
 
 
@@ -55,6 +57,11 @@ class Patience:
     notice: Callable[[str], None] = ignore
     brisk: float = 1e-4
     interrupt: Callable[[], None] = never
+
+    @property
+    def lively(self) -> "Patience":
+        """The same for the middle of an exchange, whose other end may get no further while this one sleeps."""
+        return replace(self, longest=min(self.longest, LIVELY))
 
     def until(self, done: Callable[[], bool], what: str | Callable[[], str]) -> None:
         """Return once ``done()`` holds; raise ``RankFailure`` naming ``what`` at the deadline. *Not collective.*"""

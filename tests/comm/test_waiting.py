@@ -36,6 +36,15 @@ def test_looks_often_at_first_then_less_and_less_and_then_every_longest(monkeypa
     np.testing.assert_allclose(clock.naps[-3:], [3.0] * 3)
 
 
+def test_in_the_middle_of_an_exchange_no_sleep_is_long(monkeypatch):
+    clock = Clock(monkeypatch)
+    patience = Patience(first=1e-4, longest=5e-3, deadline=9.0).lively
+    patience.until(lambda: len(clock.naps) == 500, "x")
+    assert max(clock.naps) == 5e-4
+    assert patience.deadline == 9.0
+    assert Patience(longest=1e-4).lively.longest == 1e-4
+
+
 def test_a_short_wait_never_sleeps(monkeypatch):
     clock = Clock(monkeypatch)
     Patience(brisk=2**-9).until(lambda: clock.yields == 15, "x")
