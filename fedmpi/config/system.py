@@ -109,7 +109,8 @@ class CommConfig(Section):
     segment_mb: OptionalNumber = key(
         None,
         "Size of the pieces in which a message travels and is merged, when dense. null = what fits: pieces of all "
-        "clients, two of each, fill a quarter of the dense vector, whatever their number and density. The same results.",
+        "clients, two of each, fill a quarter of the dense vector, whatever their number and density. The same "
+        "results.",
         source="fedmpi",
         unit="MB (1e6 byte)",
         gt=0.0,
