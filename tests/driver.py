@@ -131,17 +131,17 @@ def spoil_head(**fields: int) -> Callable[[], None]:
 
 def damaged_values() -> None:
     """Flip one bit of the values on their way up."""
-    original = Reduce._send_values
+    original = Reduce.merge
     calls = []
 
-    def send(reduce, values, masks, references):
+    def merge(reduce, values, *others, **options):
         calls.append(0)
         if len(calls) > BAD_ROUND:
             values = {c: v.copy() for c, v in values.items()}
             next(iter(values.values())).view(np.uint32)[7] ^= 1 << 13
-        original(reduce, values, masks, references)
+        original(reduce, values, *others, **options)
 
-    Reduce._send_values = send
+    Reduce.merge = merge
 
 
 def huge_update() -> None:

@@ -126,15 +126,16 @@ class TestOutsideAStage:
         assert time.time() - last_commit(tmp_path) < SOON
 
     @pytest.mark.parametrize(
-        ("accident", "text"),
+        ("accident", "uplink", "text"),
         [
-            ("wrong-round", "round: got 2, expected 1"),
-            ("wrong-epoch", "client 1: the mask builds on epoch 2, expected 1"),
-            ("damaged-values", r"the update of client 1: the checksum of \d+ values does not match"),
+            ("wrong-round", "messages", "round: got 2, expected 1"),
+            ("wrong-epoch", "messages", "client 1: the mask builds on epoch 2, expected 1"),
+            ("damaged-values", "messages", r"the update of client 1: the checksum of \d+ values does not match"),
+            ("damaged-values", "sharded", r"the update of client 1: the checksum of \d+ values does not match"),
         ],
     )
-    def test_a_message_that_is_not_right_is_refused_by_the_server(self, train, tmp_path, accident, text):
-        job = train(f"{accident}:2", overrides=("crr.enabled=false",))
+    def test_a_message_that_is_not_right_is_refused_by_the_server(self, train, tmp_path, accident, uplink, text):
+        job = train(f"{accident}:2", overrides=("crr.enabled=false", f"comm.uplink={uplink}"))
         assert job.code == 1, str(job)
         (line,) = job.lines()
         assert re.match(rf"fedmpi: error \(rank 0\): {text}", line), str(job)
