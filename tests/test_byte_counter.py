@@ -53,50 +53,40 @@ def sent(prefix: Path, ranks: int) -> dict[tuple[int, int], int]:
 
 
 def run_counted(tmp_path, uplink):
-    """Return the run's messages, what went from rank to rank, and each rank's statuses in bytes."""
+    """Return the run's messages, what went from rank to rank, and the bytes of each rank's statuses and checkpoints."""
     ranks, prefix = 3, tmp_path / "prof"
     changes = ["--set", "federation.rounds=4", "--set", "pruning.target=0.9", "--set", f"comm.uplink={uplink}"]
     argv = [DRIVER, "count-statuses", "script-probe", "--", "train", write_config(tmp_path), "--out", tmp_path / "run"]
     mpi.succeed(ranks, [*argv, *changes], env={"DRIVER_OUT": str(tmp_path), **monitoring(prefix)})
     with open_run(tmp_path / "run") as record:
         messages = record.messages
-    statuses = {
-        rank: STATUS_BYTES * json.loads((tmp_path / f"statuses-{rank}.json").read_text()) for rank in range(1, ranks)
-    }
-    assert min(statuses.values()) > 0
-    return messages, sent(prefix, ranks), statuses
+    statuses, saved = {}, {}
+    for rank in range(1, ranks):
+        count, saved[rank] = json.loads((tmp_path / f"statuses-{rank}.json").read_text())
+        statuses[rank] = STATUS_BYTES * count
+    assert min(*statuses.values(), *saved.values()) > 0
+    return messages, sent(prefix, ranks), statuses, saved
 
 
 def test_the_run_file_has_the_bytes_that_mpi_moved(tmp_path):
-    messages, counted, statuses = run_counted(tmp_path, "messages")
+    messages, counted, statuses, saved = run_counted(tmp_path, "messages")
     down = np.isin(messages["direction"], DOWN)
     assert set(messages["direction"]) == {b"down", b"up", b"request", b"recover", b"eval"}
     assert set(counted) == {(0, 1), (0, 2), (1, 0), (2, 0)}  # no client talks to another
     for rank in (1, 2):
         mine = messages["client"] == rank - 1
         assert counted[0, rank] == messages["bytes"][down & mine].sum() + statuses[rank]
-        assert counted[rank, 0] == messages["bytes"][~down & mine].sum() + statuses[rank]
-
-
-def test_values_in_shared_memory_are_noted_and_not_moved(tmp_path):
-    messages, counted, statuses = run_counted(tmp_path, "shared")
-    up = messages["direction"] == b"up"
-    down = np.isin(messages["direction"], DOWN)
-    for rank in (1, 2):
-        mine = messages["client"] == rank - 1
-        laid = messages["values"][up & mine].sum()
-        assert laid > 0
-        assert counted[rank, 0] == messages["bytes"][~down & mine].sum() - laid + statuses[rank]
+        assert counted[rank, 0] == messages["bytes"][~down & mine].sum() + statuses[rank] + saved[rank]
 
 
 def test_shares_that_clients_send_each_other_are_noted_for_who_sends(tmp_path):
-    messages, counted, statuses = run_counted(tmp_path, "sharded")
+    messages, counted, statuses, saved = run_counted(tmp_path, "sharded")
     down = np.isin(messages["direction"], DOWN)
     weights = 8 * 3 * 4  # to each rank, in each of four rounds, the weights of two clients and a flag
     for rank in (1, 2):
         mine = messages["client"] == rank - 1
         assert counted[rank, 3 - rank] > 0
         gone = counted[rank, 0] + counted[rank, 3 - rank]
-        assert gone == messages["bytes"][~down & mine].sum() + statuses[rank]
+        assert gone == messages["bytes"][~down & mine].sum() + statuses[rank] + saved[rank]
         assert counted[0, rank] == messages["bytes"][down & mine].sum() + weights + statuses[rank]
     assert {b"means"} < set(messages["direction"])
