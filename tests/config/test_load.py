@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedmpi.config import RunConfig, builtin_config_dir, builtin_names, load_config
+from fedmpi.config.training import FederationConfig
 from fedmpi.errors import ConfigError
 
 
@@ -55,7 +56,9 @@ def test_all_mistakes_at_once_with_place_and_hint(write):
     )
     assert mistakes(bad, ["crr.tau1=abc", "pruning.step=1.5"]) == [
         "bad.yaml:2:9: run.seed: must be between 0 and 9223372036854775807, got -1",
-        "bad.yaml:4:3: federation.roundz: unknown key; did you mean 'rounds'? (valid: rounds, fraction)",
+        "bad.yaml:4:3: federation.roundz: unknown key; did you mean 'rounds'? (valid: "
+        + ", ".join(FederationConfig.model_fields)
+        + ")",
         "bad.yaml:6:11: local.epochs: must be a whole number, got 2.5",
         "bad.yaml:7:19: local.augment.flip: must be between 0 and 1, got 1.5",
         "bad.yaml:7:24: local.augment.pda: unknown key; did you mean 'pad'? (valid: flip, pad, erase)",
