@@ -150,7 +150,7 @@ class Child:
     """A process that writes rounds until it is killed."""
 
     def __init__(self, path, rounds):
-        self.noted = SPAWN.Value("q", 0)
+        self.noted = SPAWN.RawValue("q", 0)  # no lock, which a killed child would hold for ever
         self.process = SPAWN.Process(target=write_forever, args=(path, self.noted, rounds), daemon=True)
         self.process.start()
         deadline = time.monotonic() + 60
