@@ -17,6 +17,7 @@ from fedmpi.errors import (
     RankFailure,
     SchemaError,
     Stopped,
+    StorageError,
     TrainingError,
     WireError,
 )
@@ -221,6 +222,7 @@ class TestExitCodes:
             (SchemaError("x"), 1),
             (DeviceError("x"), 1),
             (TrainingError("x"), 1),
+            (StorageError("x"), 1),
             (RankFailure("x"), 1),
             (Stopped("x"), 75),
             (KeyError("x"), 70),
@@ -236,7 +238,7 @@ class TestExitCodes:
 
     def test_the_list_above_is_complete(self):
         listed = {ConfigError, DataError, LaunchError, WireError, SchemaError, DeviceError, TrainingError, RankFailure}
-        listed |= {Stopped}
+        listed |= {StorageError, Stopped}
         assert {kind for kind in FedmpiError.__subclasses__() if kind.__module__ == "fedmpi.errors"} == listed
 
 
