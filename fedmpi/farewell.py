@@ -23,6 +23,8 @@ having heard of a failure; any other rank, having heard of it."""
 STOPPED_SECONDS = 30.0
 """The same after a stop. All ranks have agreed on it and are on their way, the server after it has closed the run file,
 perhaps on a busy machine or a slow disk; under srun, a job that is ended then loses the exit code for the queue."""
+FORWARD_SECONDS = 1.0
+"""How long a launcher has to forward what was said before the job is ended: MPICH's drops what it has not read yet."""
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 """Set by launchers in every process that they start."""
 
@@ -52,6 +54,7 @@ def leave(error: BaseException) -> NoReturn:
     except Exception:  # noqa: BLE001 - even failing failed
         traceback.print_exc()
     sys.stderr.flush()
+    time.sleep(FORWARD_SECONDS)
     comm.Abort(code)
     sys.exit(code)  # not reached where Abort does its work
 
