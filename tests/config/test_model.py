@@ -202,6 +202,7 @@ def test_digest_is_the_sha256_of_the_canonical_content():
     content = yaml.safe_load(to_yaml(load_config()))
     del content["run"]["name"], content["record"]["flush_rounds"], content["checkpoint"]
     del content["data"]["cache_dir"], content["data"]["name_images"]
+    del content["federation"]["state_memory_mb"], content["federation"]["state_dir"]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     assert load_config().digest() == hashlib.sha256(text.encode()).hexdigest()
 
@@ -215,6 +216,7 @@ def test_digest_ignores_how_a_value_was_written(tmp_path):
 
 OUTPUT_ONLY = {
     "run.name", "record.flush_rounds", "data.cache_dir", "data.name_images",
+    "federation.state_memory_mb", "federation.state_dir",
     "checkpoint.every", "checkpoint.keep", "checkpoint.grace_s", "checkpoint.wall_time_s",
 }  # fmt: skip
 
@@ -241,6 +243,9 @@ def test_digest_changes_with_every_key_that_counts(dotted):
         "model.last_stride": 2,
         "checkpoint.wall_time_s": 60.0,
         "wire.bandwidth_mb_s": 100.0,
+        "federation.state_memory_mb": 100.0,
+        "federation.state_dir": "x",
+        "comm.segment_mb": 4.0,
     }
     section, _, key = dotted.rpartition(".")
     field = field_at(dotted.split("."))
