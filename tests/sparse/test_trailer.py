@@ -84,6 +84,7 @@ def test_version_1_is_refused_by_name():
     ("head", "message"),
     [
         (model(Flag.TRAILING, Kind.UPDATE), "flags 0x0008 do not fit a UPDATE message"),
+        (model(Flag.SHARED, Kind.UPDATE, xor64=1), "values xor64: got 1, expected 0"),
         (model(Flag.SHARED | Flag.TRAILING, Kind.UPDATE), "flags 0x0018 do not fit a UPDATE message"),
         (model(Flag.SHARED | Flag.TRAILING), "flags 0x0018 do not fit a MODEL message"),
         (model(Flag.TRAILING, xor64=1), "values xor64: got 1, expected 0"),
