@@ -24,7 +24,6 @@ from fedmpi.comm import (
     check_one_world,
     check_same,
     gather_rows,
-    is_sharded,
     plan_downlink,
     plan_uplink,
     plan_wire,
@@ -155,7 +154,7 @@ def _set_up(ranks: Ranks, patience: Patience, config: RunConfig, stopper: Stoppe
         meter=meter,
         wire=wire,
         shared=laid,
-        sharded=laid is None and is_sharded(ranks, config.comm.uplink),
+        sharded=config.comm.uplink == "sharded",
     )
     return World(config, ranks, patience, meter, learner, clients, scatter, reduce), placed
 

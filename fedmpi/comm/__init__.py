@@ -12,7 +12,6 @@ from fedmpi.comm.parcels import Address, Parcel
 from fedmpi.comm.ranks import SERVER, Ranks, check_one_world, check_same, host_names
 from fedmpi.comm.reduce import Known, Reduce
 from fedmpi.comm.scatter import Scatter
-from fedmpi.comm.sharded import is_sharded
 from fedmpi.comm.shared import SharedUpdates, SharedVector, plan_downlink, plan_uplink
 from fedmpi.comm.traffic import Direction, Meter, Traffic
 from fedmpi.comm.waiting import Patience
@@ -39,7 +38,6 @@ __all__ = [
     "gather_blobs",
     "gather_rows",
     "host_names",
-    "is_sharded",
     "plan_downlink",
     "plan_uplink",
     "plan_wire",

@@ -15,7 +15,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.comm.inbox import Contents, Inbox, Own, Stream, address, tag
-from fedmpi.comm.ranks import SERVER, Ranks
+from fedmpi.comm.ranks import SERVER
 from fedmpi.comm.segments import Cuts, Range, cut
 from fedmpi.comm.sharing import NOTICE_BYTES, Notice, changed, parted, shares, union
 from fedmpi.comm.task import Surroundings, Task, Values
@@ -23,7 +23,6 @@ from fedmpi.comm.waiting import keep_alive
 from fedmpi.sparse import Checksum, Mask, ValueCoding, check_values, kept, values_bound, values_checksum
 from fedmpi.sparse.kernels import expand, merge_range
 
-MANY_RANKS = 16
 DROPPED = -1.0
 """The weight of a client whose values come and are not merged; NaN: none come."""
 
@@ -64,14 +63,6 @@ class _Coming:
     mask: Mask
     before: int
     sum: Checksum
-
-
-def is_sharded(ranks: Ranks, choice: str) -> bool:
-    """Return whether ``comm.uplink`` means this plan, where nothing is shared. *Not collective.*
-
-    ``auto`` takes it from so many ranks on that the server's share of the work and of the bytes is small.
-    """
-    return choice == "sharded" or (choice == "auto" and ranks.size > MANY_RANKS)
 
 
 class Sharded:

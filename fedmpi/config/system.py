@@ -130,8 +130,8 @@ class CommConfig(Section):
         "on the server's host lay raw values down in memory that they share with it, others send, and the log counts "
         "them alike; sharded = every rank merges a share of the parameters, of all clients, and the server gets the "
         "means (values that are coded against what it holds are sent to it all the same); auto = shared where all "
-        "ranks are on one host that has room for a dense vector per client, else sharded for more than 16 ranks, else "
-        "messages. The same results to the bit.",
+        "ranks are on one host that has room for a dense vector per client, else messages. "
+        "The same results to the bit.",
         source="fedmpi",
     )
     deadline_s: Number = key(
