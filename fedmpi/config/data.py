@@ -28,6 +28,10 @@ def _ide(value: object) -> object:
     return dict(value)
 
 
+MOST_IDENTITIES = 100.0
+"""Largest factor on the embedded people: they are numbered with four digits."""
+
+
 class SyntheticConfig(Section):
     """The embedded drawn people, used when ``data.root`` is null."""
 
@@ -37,7 +41,16 @@ class SyntheticConfig(Section):
         source="fedmpi",
         unit="factor",
         gt=0.0,
-        le=100.0,
+        le=MOST_IDENTITIES,
+    )
+    test_identities: Number = key(
+        1.0,
+        "Further factor on the number of test identities alone (query and gallery): more of them make scores less "
+        "noisy. Training images and the test identities that are there already stay as they are.",
+        source="fedmpi",
+        unit="factor",
+        gt=0.0,
+        le=MOST_IDENTITIES,
     )
     images: Number = key(
         1.0,
@@ -56,6 +69,11 @@ class SyntheticConfig(Section):
         ge=0.0,
         le=10.0,
     )
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that the test identities have numbers to go by."""
+        if self.identities * self.test_identities > MOST_IDENTITIES:
+            yield "test_identities", f"times identities must be at most {MOST_IDENTITIES:g}"
 
 
 class DataConfig(Section):

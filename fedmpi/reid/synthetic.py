@@ -143,16 +143,19 @@ def plan_client(data: DataConfig, seed: int, name: str) -> list[Slot]:
 
     Training identities are numbered from 1, those of query and gallery from `FIRST_TEST`, followed by those that are
     only in the gallery. A test identity has one query in each of two of its cameras. Looks depend on a person's number
-    alone, so that a change of `data.synthetic.identities` adds or removes people and leaves the others as they are.
+    alone, so that a change of `data.synthetic.identities` or `.test_identities` adds or removes people and leaves the
+    others as they are.
     """
-    return list(_slots(float(data.synthetic.identities), float(data.synthetic.images), seed, name))
+    factors = data.synthetic
+    identities = float(factors.identities)
+    return list(_slots(identities, identities * float(factors.test_identities), float(factors.images), seed, name))
 
 
 @lru_cache(maxsize=1)  # the parts of a split ask one after the other
-def _slots(identities: float, images: float, seed: int, name: str) -> tuple[Slot, ...]:
+def _slots(trained: float, tested: float, images: float, seed: int, name: str) -> tuple[Slot, ...]:
     profile = PROFILES[name]
-    train, test = (max(2, round(identities * number)) for number in (profile.train, profile.test))
-    only_gallery = round(identities * profile.extra)
+    train, test = max(2, round(trained * profile.train)), max(2, round(tested * profile.test))
+    only_gallery = round(tested * profile.extra)
 
     def seen(pid: int, shots: tuple[int, int]) -> list[tuple[int, int]]:
         rng = generator(seed, Stream.SYNTHETIC, client=NAMES.index(name), round=PRESENCE, step=pid)
