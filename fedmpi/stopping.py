@@ -1,7 +1,7 @@
 """When to stop a run that is to be resumed: signals and time limits.
 
 A handler only notes the signal. The ranks look at their notes together after every round, and each for itself before
-every client and local epoch, where a round that has outlived the grace time is given up.
+every client and batch, where a round that has outlived the grace time is given up.
 """
 
 import math

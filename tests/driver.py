@@ -22,6 +22,7 @@ from fedmpi.federated import round as rounds
 from fedmpi.federated.client import Client
 from fedmpi.federated.probe import Probe
 from fedmpi.record import RunWriter
+from fedmpi.reid import training
 from fedmpi.stopping import Stopper
 from tests.tiny import tiny_model
 
@@ -64,11 +65,12 @@ def quiet_exit() -> None:
     in_bad_round(lambda: sys.exit(0))
 
 
-def sleep() -> None:
-    def fall_asleep():
-        (OUT / f"asleep-{RANK}").touch()
-        time.sleep(600)
+def fall_asleep() -> None:
+    (OUT / f"asleep-{RANK}").touch()
+    time.sleep(600)
 
+
+def sleep() -> None:
     in_bad_round(fall_asleep)
 
 
@@ -160,11 +162,8 @@ def slow() -> None:
     before_training(lambda *_: time.sleep(0.3))
 
 
-def hold() -> None:
-    """Wait in the bad round for a signal while the file `hold` lies there; a test that takes it away lets all go on.
-
-    A test that waits for `held-RANK` knows that its signal comes in the middle of a round, on any machine.
-    """
+def waiting_for_a_signal() -> Callable[[], None]:
+    """Return a function that waits for a signal while the file `hold` lies there, and says so in `held-RANK`."""
     told = []
     note = Stopper._note
 
@@ -178,7 +177,30 @@ def hold() -> None:
             time.sleep(0.02)
 
     Stopper._note = noted
-    in_bad_round(wait)
+    return wait
+
+
+def hold() -> None:
+    """Wait in the bad round for a signal; a test that takes the file `hold` away lets all go on.
+
+    A test that waits for `held-RANK` knows that its signal comes in the middle of a round, on any machine.
+    """
+    in_bad_round(waiting_for_a_signal())
+
+
+def hold_in_a_batch() -> None:
+    """The same within the first training batch of the bad round; the batches after it never end."""
+    wait, steps, step = waiting_for_a_signal(), [], training.Stepper.step
+
+    def slow(stepper, loss):
+        step(stepper, loss)
+        steps.append(0)
+        wait() if len(steps) == 1 else fall_asleep()
+
+    def begin():
+        training.Stepper.step = slow
+
+    in_bad_round(begin)
 
 
 def spill_all() -> None:
@@ -279,6 +301,7 @@ ACCIDENTS: dict[str, Callable[[], None]] = {
     "nan-norm": huge_update,
     "slow": slow,
     "hold": hold,
+    "hold-in-a-batch": hold_in_a_batch,
     "slow-close": slow_close,
     "spill-all": spill_all,
     "script-probe": script_probe,

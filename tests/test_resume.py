@@ -20,6 +20,7 @@ from fedmpi.errors import ConfigError, SchemaError, Stopped
 from fedmpi.federated.client import Client
 from fedmpi.record import RecordError, checkpoint, open_run
 from fedmpi.record.checkpoint import CheckpointError
+from fedmpi.reid import training
 from fedmpi.stopping import Stopper
 from fedmpi.train import train
 from tests import mpi
@@ -368,20 +369,22 @@ class TestStop:
         assert go(resume=str(folder))["resumed_after"] == 3
         assert science(folder) == science(whole)
 
-    def test_in_the_middle_of_a_round(self, whole, go, tmp_path):
-        """The fourth local training of all is the second client's in the second round."""
-        stopper = Stopper(0.0, environment={})
-        asked = []
+    def test_in_the_middle_of_an_epoch(self, whole, go, tmp_path, monkeypatch):
+        """Between two batches: the signal comes within the first of two, whose end is after the grace time."""
+        now, steps, step = [0.0], [], training.Stepper.step
 
-        def interrupt():
-            asked.append(0)
-            # before it: loading and baseline 2 each; a round judges 2, trains 2 x 2, evaluates 2
-            if len(asked) == 4 + 8 + 2 + 4:
-                raise stopper.stopped(12, "round 2 of 5 was given up; ")
+        def slow(stepper, loss):
+            step(stepper, loss)
+            steps.append(0)
+            if len(steps) == 4:  # round 1 takes three, two of the first client and one of the second
+                signal.raise_signal(signal.SIGUSR1)
+                now[0] += 20.1
 
-        stopper.interrupt = interrupt
-        with pytest.raises(Stopped, match=r"SIGUSR2 came; round 2 of 5 was given up; 1 of 5 rounds are done"):
-            go(stopper=stopper)
+        with monkeypatch.context() as patch, Stopper(20.0, environment={}, clock=lambda: now[0]).listening() as stopper:
+            patch.setattr(training.Stepper, "step", slow)
+            with pytest.raises(Stopped, match=r"SIGUSR1 came; round 2 of 5 was given up; 1 of 5 rounds are done"):
+                go(stopper=stopper)
+        assert len(steps) == 4
         folder = tmp_path / "run"
         assert go(resume=str(folder))["resumed_after"] == 1
         assert science(folder) == science(whole)
@@ -411,13 +414,13 @@ class TestRealJobs:
             time.sleep(0.02)
         pytest.fail(f"not {rounds} rounds after {PATIENCE} s")
 
-    def stopped_in_round_2(self, tmp_path: Path, *more: str) -> mpi.Job:
+    def stopped_in_round_2(self, tmp_path: Path, *more: str, hold: str = "hold") -> mpi.Job:
         """Return a job that got a signal while all its clients were in the middle of their second round.
 
         The server is late at the end; nobody may end the job without it.
         """
         (tmp_path / "hold").touch()
-        argv = [DRIVER, "hold", "slow-close", "--", *self.train(tmp_path), *more]
+        argv = [DRIVER, f"{hold}:1", "hold:2", "slow-close", "--", *self.train(tmp_path), *more]
         with mpi.started(3, argv, env={"DRIVER_OUT": str(tmp_path)}) as job:
             mpi.wait_for([tmp_path / "held-1", tmp_path / "held-2"], PATIENCE)
             job.process.send_signal(signal.SIGUSR1)
@@ -471,3 +474,13 @@ class TestRealJobs:
         assert done.code == 75, str(done)
         (line,) = done.lines()
         assert f"round 2 of {ROUNDS} was given up; 1 of {ROUNDS} rounds are done; " in line
+
+    def test_a_rank_in_a_long_epoch_gives_up_within_a_batch(self, whole, tmp_path):
+        """Its next batch would never end, and its launcher would say that it was killed."""
+        done = self.stopped_in_round_2(tmp_path, "--set", "checkpoint.grace_s=0", hold="hold-in-a-batch")
+        assert done.code == 75, str(done)
+        assert not (tmp_path / "asleep-1").exists()
+        (line,) = done.lines()
+        assert f"round 2 of {ROUNDS} was given up; 1 of {ROUNDS} rounds are done; " in line
+        mpi.succeed(None, [DRIVER, "--", "train", "--resume", tmp_path / "run"])
+        assert models(tmp_path / "run") == models(whole)

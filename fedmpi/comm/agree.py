@@ -30,6 +30,8 @@ STOP_MARK = "\x1a"
 """First character of a text that is no failure but a stop."""
 GRACE_SECONDS = 4.0
 """How long ranks may go on working after one has failed; then the story is told without them, and the job ends."""
+STOP_SECONDS = 30.0
+"""The same after a stop, on which all ranks are to leave in good order: a batch may take so long."""
 
 
 @dataclass
@@ -118,21 +120,20 @@ def _collect(ranks: Ranks, stage: Stage, mine: bytes, patience: Patience) -> tup
     """Return the text of every rank (empty = success), and who has not come.
 
     Once a rank has failed, the others are waited for only a little longer: they may be in the middle of an hour's work
-    that nobody needs any more.
+    that nobody needs any more. After a stop they look for it themselves, between two batches.
     """
     lengths = np.zeros((ranks.size, 1), np.int64)
     awaited = {rank: ranks.control.Irecv(lengths[rank], rank) for rank in range(1, ranks.size)}
     texts = {SERVER: mine}
-    first_failure = math.inf
+    end = math.inf
 
     def settled() -> bool:
-        nonlocal first_failure
+        nonlocal end
         for rank in [rank for rank, request in awaited.items() if request.Test()]:
             del awaited[rank]
             texts[rank] = _receive_text(ranks, rank, int(lengths[rank, 0]), patience)
-        if any(texts.values()):
-            first_failure = min(first_failure, time.monotonic())
-        return not awaited or time.monotonic() > first_failure + GRACE_SECONDS
+        end = min(end, time.monotonic() + _grace(texts))
+        return not awaited or time.monotonic() > end
 
     try:
         patience.until(settled, lambda: f"{stage.name}: {_who(ranks, min(awaited))}")
@@ -140,6 +141,14 @@ def _collect(ranks: Ranks, stage: Stage, mine: bytes, patience: Patience) -> tup
         texts[min(awaited)] = str(failure).encode()
     keep_alive([*awaited.values(), lengths])
     return dict(sorted(texts.items())), set(awaited)
+
+
+def _grace(texts: Mapping[int, bytes]) -> float:
+    """Return how many seconds the others are still waited for, given what has been heard."""
+    told = [text for text in texts.values() if text]
+    if not told:
+        return math.inf
+    return STOP_SECONDS if all(text.startswith(STOP_MARK.encode()) for text in told) else GRACE_SECONDS
 
 
 def _who(ranks: Ranks, rank: int) -> str:

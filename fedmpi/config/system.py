@@ -213,7 +213,7 @@ class CheckpointConfig(Section):
     )
     grace_s: Number = key(
         20.0,
-        "After SIGUSR1 or SIGTERM the round may go on for so long; then it is given up before the next local epoch. "
+        "After SIGUSR1 or SIGTERM the round may go on for so long; then it is given up before the next batch. "
         "Also the time that is kept free before a time limit.",
         source="fedmpi",
         unit="s",

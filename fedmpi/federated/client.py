@@ -163,7 +163,6 @@ class Client:
             site.round,
             last,
             self.method.regulariser,
-            learner.between_epochs,
         )
 
         def look(epoch: int) -> None:

@@ -29,14 +29,12 @@ def initial_model(config: RunConfig) -> ReIDNet:
 class Learner:
     """Model and teacher of a rank on its device, moved to and from flat vectors.
 
-    ``between_epochs`` is called before every local epoch; it may raise to end the training. ``spill`` is the room for
-    what the hosted clients hold.
+    ``interrupt`` is called before every batch of training, embedding and evaluation; it may raise to end the work.
+    ``spill`` is the room for what the hosted clients hold.
     """
 
-    def __init__(
-        self, config: RunConfig, device: torch.device, between_epochs: Callable[[], None] = lambda: None
-    ) -> None:
-        self.config, self.between_epochs, self.spill = config, between_epochs, Spill.of(config)
+    def __init__(self, config: RunConfig, device: torch.device, interrupt: Callable[[], None] = lambda: None) -> None:
+        self.config, self.spill = config, Spill.of(config)
         self.model = initial_model(config).to(device)
         self.teacher = freeze(self.model)
         self.layout = Layout.of(self.model)
@@ -49,6 +47,7 @@ class Learner:
             c.data.workers,
             device,
             PRECISIONS[c.compute.precision],
+            interrupt,
         )
 
     def load(self, theta: NDArray[np.float32], buffers: NDArray[np.float32]) -> ReIDNet:

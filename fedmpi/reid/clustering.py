@@ -9,7 +9,7 @@ Ties between distances go to the lower index, so equal input gives equal output.
 whose last bit may depend on the number of threads; with ties in exact arithmetic that can change a neighbour.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,15 @@ Features = torch.Tensor | npt.NDArray[np.float32]
 _BLOCK_ENTRIES = 1 << 20  # of an n-wide block of distances or of expanded pairs: 8 MB as int64
 
 
-def cluster(features: Features, *, k1: int = 20, k2: int = 6, eps: float = 0.5, min_samples: int = 4) -> Labels:
+def cluster(
+    features: Features,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    eps: float = 0.5,
+    min_samples: int = 4,
+    interrupt: Callable[[], None] = lambda: None,
+) -> Labels:
     """Group images into pseudo-identities.
 
     Parameters
@@ -37,6 +45,8 @@ def cluster(features: Features, *, k1: int = 20, k2: int = 6, eps: float = 0.5, 
         Neighbours for the k-reciprocal sets and for the local query expansion, see `jaccard_distance`.
     eps, min_samples
         DBSCAN: largest Jaccard distance between neighbours (inclusive), and neighbours (itself included) of a core.
+    interrupt
+        Called after every block of distances; it may raise to end the work.
 
     Returns
     -------
@@ -50,7 +60,9 @@ def cluster(features: Features, *, k1: int = 20, k2: int = 6, eps: float = 0.5, 
     rows = _checked(features, k1, k2)
     if len(rows) == 0:
         return np.empty(0, dtype=np.int64)
-    graph = sort_graph_by_row_values(_neighbour_graph(rows, k1, k2, eps), copy=False, warn_when_not_sorted=False)
+    graph = sort_graph_by_row_values(
+        _neighbour_graph(rows, k1, k2, eps, interrupt), copy=False, warn_when_not_sorted=False
+    )
     labels = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit_predict(graph)
     return renumber(labels)
 
@@ -115,7 +127,9 @@ def _checked(features: Features, k1: int, k2: int) -> torch.Tensor:
     return rows.to(torch.float32)
 
 
-def _neighbour_graph(rows: torch.Tensor, k1: int, k2: int, eps: float) -> sparse.csr_matrix:
+def _neighbour_graph(
+    rows: torch.Tensor, k1: int, k2: int, eps: float, interrupt: Callable[[], None]
+) -> sparse.csr_matrix:
     """Return the pairs at Jaccard distance <= eps as CSR, zeros stored (a copy of an image is its neighbour)."""
     counts, columns, values = [], [], []
     for _, _, block in _jaccard_blocks(rows, k1, k2):
@@ -123,6 +137,7 @@ def _neighbour_graph(rows: torch.Tensor, k1: int, k2: int, eps: float) -> sparse
         counts.append(near.sum(axis=1))
         columns.append(np.nonzero(near)[1])
         values.append(block[near])
+        interrupt()
     pointers = np.concatenate(([0], np.cumsum(np.concatenate(counts))))
     return sparse.csr_matrix((np.concatenate(values), np.concatenate(columns), pointers), shape=(len(rows), len(rows)))
 

@@ -1,5 +1,6 @@
 """Embeddings of whole image lists, in evaluation mode and with the test transform."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,10 @@ from fedmpi.reid.loading import batches
 
 @dataclass(frozen=True)
 class Viewing:
-    """How images become batches: size in pixels, batch size, decoding processes, device and mixed precision."""
+    """How images become batches: size in pixels, batch size, decoding processes, device and mixed precision.
+
+    ``interrupt`` is called before every batch; it may raise to end the work.
+    """
 
     height: int
     width: int
@@ -21,6 +25,7 @@ class Viewing:
     workers: int
     device: torch.device
     precision: torch.dtype = torch.float32
+    interrupt: Callable[[], None] = lambda: None
 
     @property
     def pin(self) -> bool:
@@ -50,7 +55,15 @@ def embed(
     model.eval()
     parts = np.array_split(index, max(1, -(-index.size // viewing.batch_size)))
     rows, read = [], []
-    loaded = batches(images, parts, viewing.height, viewing.width, workers=viewing.workers, pin=viewing.pin)
+    loaded = batches(
+        images,
+        parts,
+        viewing.height,
+        viewing.width,
+        workers=viewing.workers,
+        pin=viewing.pin,
+        interrupt=viewing.interrupt,
+    )
     for pixels, found in loaded:
         with viewing.autocast():
             shown = pixels.to(viewing.device, non_blocking=True)

@@ -18,7 +18,7 @@ from fedmpi.reid.images import MemoryPixels
 from fedmpi.reid.transforms import augmented_batch, plain_batch, resize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -41,6 +41,7 @@ def batches(
     workers: int = 0,
     cache_bytes: int = CACHE_BYTES,
     pin: bool = False,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> Iterator[Batch]:
     """Yield (float32[b, 3, height, width], int64[b] positions in `images`) for each entry of `indices`.
 
@@ -62,6 +63,8 @@ def batches(
         Lists of at most this many bytes (n x height x width x 3) are decoded once and kept in ``images.resized``.
     pin
         Put batches into pinned memory, from which copies to a GPU run beside its work.
+    interrupt
+        Called before every batch is read and after the last one was used; it may raise to end the work.
     """
     if plans is not None and len(plans) != len(indices):
         message = f"{len(plans)} plans for {len(indices)} batches"
@@ -79,9 +82,11 @@ def batches(
         job.known_bad = frozenset(images.bad)
         with _main_hidden():
             results = iter(_loader(job, workers, pin=pin))
+    interrupt()
     for tensor, good, bad in results:
         images.bad.update(bad)
         yield (tensor.pin_memory() if pin and not tensor.is_pinned() else tensor), good
+        interrupt()
 
 
 _Result = tuple[torch.Tensor, "NDArray[np.int64]", list[int]]

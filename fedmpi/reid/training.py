@@ -48,8 +48,6 @@ class Task:
         The address of all random draws, and whether the last round's schedule applies.
     regulariser
         What keeps the model near the received one, if anything does.
-    between_epochs
-        Called before every local epoch; may raise to end the training.
     """
 
     images: ImageList
@@ -59,7 +57,6 @@ class Task:
     round: int
     last_round: bool
     regulariser: Regulariser | None = None
-    between_epochs: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -115,7 +112,6 @@ def train_local(
     stepper = Stepper(optimizer, scaler, keep)
     report = TrainingReport(np.full(len(task.images), -1, np.int64))
     for epoch in range(config.local.last_round_epochs if task.last_round else config.local.epochs):
-        task.between_epochs()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.local, task.round, epoch, last_round=task.last_round)
         start = time.perf_counter()
@@ -164,7 +160,7 @@ def _proxies(
         labels = renumber(task.images.pids[index])
     else:
         c = config.clustering
-        labels = cluster(features, k1=c.k1, k2=c.k2, eps=c.eps, min_samples=c.min_samples)
+        labels = cluster(features, k1=c.k1, k2=c.k2, eps=c.eps, min_samples=c.min_samples, interrupt=viewing.interrupt)
     report.labels[:] = -1
     report.labels[index] = labels
     report.clusters = int(labels.max(initial=-1)) + 1
@@ -230,6 +226,7 @@ def _batches(
         plans=plans,
         workers=viewing.workers,
         pin=viewing.pin,
+        interrupt=viewing.interrupt,
     )
     for (pixels, found), r in zip(loaded, rows, strict=True):
         readable = np.isin(index[r], found)

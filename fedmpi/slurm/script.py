@@ -215,8 +215,8 @@ for ((i = 0; i < ${SLURM_RESTART_COUNT:-0}; i++)); do srun --mpi=none --nodes=1 
 """.splitlines()
 _START = """\
 # Signals to this script go on to the ranks, through srun or mpirun. A signal ends `wait` early: then wait again.
-pid=
-trap 'told=1; [ -z "$pid" ] || kill -USR1 "$pid" 2> /dev/null' USR1 TERM
+pid= stopped=
+trap 'told=1 stopped=1; [ -z "$pid" ] || kill -USR1 "$pid" 2> /dev/null' USR1 TERM
 echo "$(date -Is) start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST: ${launch[*]} ${run[*]}"
 "${launch[@]}" "${run[@]}" &
 pid=$!
@@ -224,8 +224,10 @@ while told=; wait "$pid"; code=$?; [ -n "$told" ]; do :; done
 echo "$(date -Is) exit code $code"
 """.splitlines()
 _REQUEUE = """\
-# 75: a checkpoint is written, and the rest is still to do.
-if [ "$code" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt RESTARTS ]; then
+# 75: a checkpoint is written, and the rest is still to do. A run that was told to stop and ended in another way, too
+# slow for the time it had, goes on after its last checkpoint. A failure of its own does not come back.
+if { [ "$code" -eq 75 ] || { [ -n "$stopped" ] && [ "$code" -ne 0 ]; }; } &&
+    [ "${SLURM_RESTART_COUNT:-0}" -lt RESTARTS ]; then
     scontrol requeue "$SLURM_JOB_ID" || echo "not put back into the queue; submit again with OUT=$out"
 fi
 """.splitlines()

@@ -69,6 +69,12 @@ def one_is_busy(stage, rank):
         time.sleep(4)
 
 
+def one_stops_the_other_later(stage, rank):
+    if rank:
+        time.sleep(2.0 * (rank == 1))
+        raise Stopped(f"SIGUSR1 on rank {rank}")
+
+
 def one_is_late(stage, rank):
     if rank == 2:
         time.sleep(4)
@@ -107,6 +113,7 @@ def main() -> None:
         unread = ranks.comm.Isend(np.zeros(5), 0)
     results["after_unread_messages"] = comm.gather(outcome(ranks, client_raises, PATIENCE))
     AGREE.GRACE_SECONDS = 0.5
+    results["one_stops_the_other_later"] = comm.gather(outcome(ranks, one_stops_the_other_later, PATIENCE))
     results["one_is_busy"] = comm.gather(outcome(Ranks.create(comm, CLIENTS), one_is_busy, Patience(deadline=6.0)))
     results["one_is_late"] = comm.gather(outcome(Ranks.create(comm, CLIENTS), one_is_late, Patience(deadline=1.0)))
     if comm.rank == 1:

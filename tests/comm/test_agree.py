@@ -58,6 +58,13 @@ class TestThreeRanks:
         for rank in results()["one_stops"]:
             assert (rank["type"], rank["text"], rank["notes"]) == ("Stopped", "SIGUSR1", ["SIGUSR1"])
 
+    def test_a_stop_waits_for_a_rank_in_the_middle_of_a_batch(self):
+        """Longer than after a failure: half a second here."""
+        server, late, early = results()["one_stops_the_other_later"]
+        assert [r["type"] for r in (server, late, early)] == ["Stopped"] * 3
+        assert server["seconds"] > 1.5
+        assert late["text"] == "SIGUSR1 on rank 1"
+
     def test_a_failure_outweighs_a_stop(self):
         story = f"training: rank 2 ({HOST}): ValueError: boom"
         server, stopped, failed = results()["one_stops_one_fails"]

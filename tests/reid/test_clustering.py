@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
-from fedmpi.errors import TrainingError
+from fedmpi.errors import Stopped, TrainingError
 from fedmpi.reid import clustering
 from fedmpi.reid.clustering import cluster, jaccard_distance, renumber
 
@@ -188,3 +188,19 @@ def test_bad_arguments_are_named(k1, k2):
         jaccard_distance(CORNERS, k1, k2)
     with pytest.raises(ValueError, match=r"\(16,\)"):
         jaccard_distance(CORNERS[:, 0])
+
+
+def test_may_be_interrupted_after_every_block(monkeypatch):
+    monkeypatch.setattr(clustering, "_BLOCK_ENTRIES", 1)
+    looks = []
+
+    def interrupt():
+        looks.append(0)
+        if len(looks) == 3:
+            raise Stopped("now")
+
+    with pytest.raises(Stopped, match="now"):
+        cluster(CORNERS, interrupt=interrupt)
+    assert len(looks) == 3
+    cluster(CORNERS, interrupt=lambda: looks.append(0))
+    assert len(looks) == 3 + 16  # a block a row

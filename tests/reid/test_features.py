@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedmpi.errors import DataError
+from fedmpi.errors import DataError, Stopped
 from fedmpi.reid.features import Viewing, embed
 from fedmpi.reid.images import ClientData, MemoryPixels
 from fedmpi.reid.testing import evaluate
@@ -44,6 +44,20 @@ def test_rows_follow_the_index(batch_size):
     np.testing.assert_array_equal(read, index)
     assert max(model.batches) <= batch_size
     assert sum(model.batches) == 6
+
+
+def test_may_be_interrupted_before_every_batch():
+    model, looks = Mean(), []
+
+    def interrupt():
+        looks.append(len(model.batches))
+        if len(looks) == 3:
+            raise Stopped("now")
+
+    with pytest.raises(Stopped, match="now"):
+        embed(model, numbered(12), np.arange(12), replace(VIEWING, interrupt=interrupt))
+    assert looks == [0, 1, 2]
+    assert model.batches == [4, 4]  # three batches of at most five would be twelve
 
 
 def test_flip_adds_the_mirror_image():

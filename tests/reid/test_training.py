@@ -214,7 +214,7 @@ class TestLabels:
         monkeypatch.setattr(training, "cluster", cluster)
         options = ("clustering.k1=9", "clustering.k2=3", "clustering.eps=0.25", "clustering.min_samples=5")
         report, _ = learn(task_of(people()), "data.labels=false", *options)
-        assert calls == [(48, {"k1": 9, "k2": 3, "eps": 0.25, "min_samples": 5})]
+        assert calls == [(48, {"k1": 9, "k2": 3, "eps": 0.25, "min_samples": 5, "interrupt": VIEWING.interrupt})]
         assert (report.clusters, report.outliers, report.batches) == (2, 28, 1)
         assert report.labels.tolist() == [0] * 10 + [1] * 10 + [-1] * 28
 

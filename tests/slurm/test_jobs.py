@@ -192,6 +192,18 @@ class TestScripts:
         job = cluster.submit("--ntasks=1", JOBS / "train_9ranks.sbatch", cwd=site)
         assert cluster.wait(job, "COMPLETED", "FAILED")["ExitCode"] == f"{code}:0"
 
+    def test_a_run_that_is_killed_after_it_was_told_to_stop_is_put_back(self, cluster, site):
+        """As a rank is whose batch takes too long; the second start is an ordinary failure, which ends the job."""
+        stub(site, "trap 'kill -KILL $$' USR1", 'echo x >> said; [ "${SLURM_RESTART_COUNT:-0}" = 1 ] && exit 1',
+             "while :; do sleep 0.1; done")  # fmt: skip
+        job = cluster.submit("--ntasks=1", JOBS / "train_9ranks.sbatch", cwd=site)
+        wait("the first start", (site / "said").exists, lambda: log(site))
+        cluster.call("scancel", "--batch", "--signal=USR1", job)
+        cluster.wait_for_requeue(job)
+        assert "exit code 137" in log(site)
+        cluster.start_now(job)
+        assert cluster.wait(job, "COMPLETED", "FAILED")["ExitCode"] == "1:0"
+
     def test_ranks_of_the_multinode_script_lie_evenly(self, cluster, site):
         stub(site, 'echo "$SLURM_PROCID $SLURM_NODEID $CUDA_VISIBLE_DEVICES" >> said', "sleep 1")
         job = cluster.submit(JOBS / "train_multinode.sbatch", cwd=site)

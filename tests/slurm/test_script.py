@@ -1,6 +1,7 @@
 """`fedmpi job`: text as a pure function; compared whole with the scripts of jobs/, which no test rewrites."""
 
 import shlex
+import signal
 import subprocess
 
 import pytest
@@ -121,6 +122,53 @@ class TestQuoting:
         path.write_text("{}\n")
         found = self.words(tmp_path, script(load_config(path), str(path), (), options({"setup": ("true",)})))
         assert found[3] == str(path)
+
+
+class TestReturnToTheQueue:
+    """The whole script in bash, with stubs for SLURM and for what it starts."""
+
+    SRUN = """\
+case "$*" in *--mpi=none*) exit 0;; esac
+trap 'kill $! 2> /dev/null; exit CODE' USR1
+[ -n "$LEAVES" ] && exit CODE
+touch started
+sleep 600 &
+wait $!
+"""
+
+    def run(self, folder, code: int, *, signalled: bool, starts: int = 0) -> bool:
+        """Return whether the job was put back after its run ended with ``code``, signalled before or not."""
+        stubs = {"srun": self.SRUN.replace("CODE", str(code)), "scontrol": 'echo "$@" > requeued', "squeue": "exit 1"}
+        for name, body in stubs.items():
+            path = folder / name
+            path.write_text(f"#!/bin/bash\n{body}\n")
+            path.chmod(0o755)
+        env = {"PATH": f"{folder}:/usr/bin:/bin", "SLURM_JOB_NAME": "n", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "3"}
+        env |= {"SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": str(starts)}
+        env |= {"LEAVES": "" if signalled else "1"}
+        job = folder / "job.sh"
+        job.write_text(text(setup=("true",), ranks=3, name="n", restarts=2))
+        with subprocess.Popen(["bash", job], env=env, cwd=folder, stdout=subprocess.PIPE) as process:
+            if signalled:
+                mpi.wait_for([folder / "started"], 60)
+                process.send_signal(signal.SIGUSR1)
+            assert process.wait(60) == code
+        return (folder / "requeued").exists() and (folder / "requeued").read_text() == "requeue 7\n"
+
+    @pytest.mark.parametrize(("code", "signalled", "back"), [
+        (75, False, True), (75, True, True),
+        (137, True, True), (1, True, True),  # stopped, and too slow for it: killed
+        (137, False, False), (1, False, False), (2, False, False), (0, True, False), (0, False, False),
+    ])  # fmt: skip
+    def test_what_was_stopped_goes_on_and_what_failed_does_not(self, tmp_path, code, signalled, back):
+        assert self.run(tmp_path, code, signalled=signalled) == back
+
+    @pytest.mark.parametrize("code", [75, 137])
+    def test_not_for_ever(self, tmp_path, code):
+        assert self.run(tmp_path, code, signalled=True, starts=1)
+        (tmp_path / "requeued").unlink()
+        (tmp_path / "started").unlink()
+        assert not self.run(tmp_path, code, signalled=True, starts=2)
 
 
 class TestMistakes:
