@@ -4,8 +4,8 @@ from setuptools import Extension, setup
 
 NATIVE = "fedmpi/sparse/native"
 
-# -ffp-contract=off: a fused multiply-add would give other bits than the portable kernels. optional: without a compiler
-# the package installs all the same and runs on the portable kernels; `fedmpi doctor` says which ones are in use.
+# -ffp-contract=off: a fused multiply-add would give other bits than the other kernels. optional: without a compiler
+# the package installs all the same and runs on those in torch; `fedmpi doctor` says which ones are in use.
 setup(
     ext_modules=[
         Extension(

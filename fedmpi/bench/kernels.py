@@ -12,6 +12,8 @@ from fedmpi.bench.cases import Values, draw_mask, draw_values
 from fedmpi.bench.records import Record, cell, milliseconds
 from fedmpi.bench.timing import Times, interleaved, middle, ratio
 from fedmpi.sparse.backend import implementations
+from fedmpi.sparse.kernels import operand
+from fedmpi.sparse.positions import search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from fedmpi.sparse import Mask
 
 CLIENTS = 8
-NAMES = ("pack", "expand", "merge")
+NAMES = ("pack", "expand", "merge", "search")
 
 
 @dataclass
@@ -46,47 +48,15 @@ class Case:
         return sum(part.nbytes for part in (self.values if name == "merge" else self.values[:1]))
 
     def package(self, module: ModuleType) -> dict[str, Callable[[], object]]:
-        """Return the package's own kernels, by one implementation."""
-        words = [mask.words for mask in self.masks]
+        """Return the package's own kernels, by one implementation, which has met the masks before."""
+        kept = [operand(module, mask, 0, mask.size) for mask in self.masks]
         return {
-            "pack": lambda: module.pack(self.theta, words[0], self.packed_out),
-            "expand": lambda: module.expand(self.values[0], words[0], self.dense_out),
+            "pack": lambda: module.pack(self.theta, kept[0], self.packed_out),
+            "expand": lambda: module.expand(self.values[0], kept[0], self.dense_out),
             "merge": lambda: module.merge(
-                self.theta, self.values, words, self.weights, self.dense_out, skip_pruned=True
+                self.theta, self.values, kept, self.weights, self.dense_out, skip_pruned=True
             ),
         }
-
-
-class Torch:
-    """The same in torch, with positions and denominator cached: what one would write without kernels of one's own."""
-
-    def __init__(self, case: Case) -> None:
-        self.theta, self.out = torch.from_numpy(case.theta), torch.zeros(case.size)
-        self.index = [torch.from_numpy(np.flatnonzero(mask.to_bool()).astype(np.int32)) for mask in case.masks]
-        self.values = [torch.from_numpy(part) for part in case.values]
-        self.weights = case.weights.tolist()
-        self.places = self.index[0].long()  # index_copy_ takes no other
-        self.packed = torch.zeros_like(self.values[0])
-        self.total = torch.zeros(case.size)
-        for index, weight in zip(self.index, self.weights, strict=True):
-            self.total.index_add_(0, index, torch.full((index.numel(),), weight))
-        self.held = self.total > 0
-
-    def pack(self) -> None:
-        """Gather the kept entries."""
-        torch.index_select(self.theta, 0, self.index[0], out=self.packed)
-
-    def expand(self) -> None:
-        """Zeros, then the kept entries."""
-        self.out.zero_().index_copy_(0, self.places, self.values[0])
-
-    def merge(self) -> None:
-        """Add all clients, divide by the cached denominator, keep what nobody holds."""
-        self.out.zero_()
-        for index, part, weight in zip(self.index, self.values, self.weights, strict=True):
-            self.out.index_add_(0, index, part, alpha=weight)
-        self.out.div_(self.total)
-        torch.where(self.held, self.out, self.theta, out=self.out)
 
 
 class Dense:
@@ -114,6 +84,7 @@ def measure(size: int, densities: Sequence[float], repeats: int) -> Iterator[Rec
     """Yield the records of all densities; the clock is the CPU time of one thread.
 
     ``pack`` and ``expand`` are compared with one copy of the dense vector, ``merge`` with the dense mean in torch.
+    ``search`` is what torch's kernels do once for each new mask: they find its positions.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -126,11 +97,11 @@ def measure(size: int, densities: Sequence[float], repeats: int) -> Iterator[Rec
 
 
 def _variants(case: Case) -> dict[str, Callable[[], object]]:
-    dense, cached = Dense(case), Torch(case)
+    dense = Dense(case)
     variants: dict[str, Callable[[], object]] = {"copy/memcpy": dense.copy, "merge/dense torch": dense.merge}
     for plan, module in implementations().items():
         variants |= {f"{name}/{plan}": call for name, call in case.package(module).items()}
-    return variants | {f"{name}/torch index": getattr(cached, name) for name in NAMES}
+    return variants | {"search/torch": lambda: search(case.masks[0])}
 
 
 def _records(case: Case, times: Times) -> Iterator[Record]:

@@ -77,7 +77,7 @@ def _kernels(part: Part) -> None:
     except ConfigError as error:
         part.error(str(error), "change the environment variable FEDMPI_KERNELS")
         return
-    if part.facts["kernels"] == "portable":
+    if part.facts["kernels"] in ("torch", "numpy"):
         part.warning(
             "the compiled kernels are not in use: updates are packed and merged more slowly, with the same result",
             "install a C compiler and then fedmpi again, or unset FEDMPI_KERNELS if it is set",

@@ -1,6 +1,6 @@
-"""Which implementation computes: the compiled extension where it was built, NumPy elsewhere.
+"""Which implementation computes: the compiled extension where it was built, torch elsewhere; NumPy is the reference.
 
-Both give the same bits. ``FEDMPI_KERNELS=native`` or ``portable`` forces one.
+All give the same bits. ``FEDMPI_KERNELS=native``, ``torch`` or ``numpy`` forces one.
 """
 
 import os
@@ -12,13 +12,18 @@ from types import ModuleType
 from fedmpi.errors import ConfigError
 from fedmpi.sparse import kernels_portable
 
-__all__ = ["active", "implementation", "implementations"]
+__all__ = ["NAMES", "active", "implementation", "implementations"]
+
+NAMES = ("native", "torch", "numpy")
+"""Fastest first."""
 
 
 def active() -> str:
-    """Return what is in use: ``native (avx512)``, ``native (avx2)``, ``native (scalar)`` or ``portable``."""
+    """Return what is in use: ``native (avx512)``, ``native (avx2)``, ``native (scalar)``, ``torch`` or ``numpy``."""
     module = implementation()
-    return "portable" if module is kernels_portable else f"native ({module.level()})"
+    if module is kernels_portable:
+        return "numpy"
+    return f"native ({module.level()})" if hasattr(module, "level") else "torch"
 
 
 @cache
@@ -31,24 +36,29 @@ def implementation() -> ModuleType:
         ``FEDMPI_KERNELS`` is unknown, or demands an extension that was not built.
     """
     wanted = os.environ.get("FEDMPI_KERNELS", "")
-    if wanted not in ("", "native", "portable"):
-        raise ConfigError(f"FEDMPI_KERNELS={wanted!r} is unknown: unset it, or use native or portable")
-    if wanted == "portable":
-        return kernels_portable
+    if wanted not in ("", *NAMES):
+        raise ConfigError(f"FEDMPI_KERNELS={wanted!r} is unknown: unset it, or use native, torch or numpy")
+    if wanted in ("torch", "numpy"):
+        return _portable(wanted)
     try:
         return _compiled()
     except ImportError as error:
         if wanted == "native":
             raise ConfigError(f"FEDMPI_KERNELS=native, but the extension is not built here: {error}") from error
-        return kernels_portable
+        return _portable("torch")
 
 
 def implementations() -> dict[str, ModuleType]:
-    """Return all that this machine has, whatever is in use: ``native`` where it was built, and ``portable``."""
-    found = {"portable": kernels_portable}
+    """Return all that this machine has, whatever is in use: ``native`` where it was built, ``torch`` and ``numpy``."""
+    found = {"torch": _portable("torch"), "numpy": _portable("numpy")}
     with suppress(ImportError):
         found = {"native": _compiled(), **found}
     return found
+
+
+def _portable(name: str) -> ModuleType:
+    """Return torch's kernels, loaded when they are wanted, or NumPy's."""
+    return kernels_portable if name == "numpy" else import_module("fedmpi.sparse.kernels_torch")
 
 
 def _compiled() -> ModuleType:

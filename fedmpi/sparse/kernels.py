@@ -7,19 +7,19 @@ arrays may be the whole vector (float32[N]) or just the range (float32[hi - lo])
 """
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import WireError
-from fedmpi.sparse import kernels_portable
 from fedmpi.sparse.backend import active, implementation
 from fedmpi.sparse.mask import Mask
 
-__all__ = ["active", "expand", "merge_range", "pack"]
+__all__ = ["active", "expand", "merge_range", "operand", "pack"]
 
 Values = NDArray[np.float32]
-Words = NDArray[np.uint64]
 
 
 def pack(theta: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: Values | None = None) -> Values:
@@ -30,15 +30,12 @@ def pack(theta: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: Val
     WireError
         An array does not fit the range.
     """
-    hi, words = _range(mask, lo, hi)
+    hi = _range(mask, lo, hi)
     dense = _dense(theta, "theta", mask, lo, hi)
     out = np.empty(mask.count(lo, hi), np.float32) if out is None else _vector(out, "out")
     module = implementation()
     try:
-        if module is kernels_portable:
-            kernels_portable.pack_at(dense, _positions(mask, lo, hi), out)
-        else:
-            module.pack(dense, words, out)
+        module.pack(dense, operand(module, mask, lo, hi), out)
     except ValueError as error:
         raise WireError(f"out has {out.size} entries, the mask keeps {mask.count(lo, hi)} in {lo}:{hi}") from error
     return out
@@ -52,11 +49,12 @@ def expand(values: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: 
     WireError
         An array does not fit the range.
     """
-    hi, words = _range(mask, lo, hi)
+    hi = _range(mask, lo, hi)
     target = np.empty(hi - lo, np.float32) if out is None else _dense(out, "out", mask, lo, hi)
     _vector(values, "values")
+    module = implementation()
     try:
-        implementation().expand(values, words, target)
+        module.expand(values, operand(module, mask, lo, hi), target)
     except ValueError as error:
         raise WireError(f"{values.size} values, the mask keeps {mask.count(lo, hi)} in {lo}:{hi}") from error
     return target if out is None else out
@@ -109,31 +107,23 @@ def merge_range(
     if len({mask.size for mask in masks}) > 1:
         raise WireError(f"masks of {[mask.size for mask in masks]} entries do not go together")
     _check_weights(weights, len(masks), skip_pruned=skip_pruned)
-    hi, _ = _range(masks[0], lo, hi)
-    words = [_range(mask, lo, hi)[1] for mask in masks]
+    hi = _range(masks[0], lo, hi)
     dense = _dense(old, "old", masks[0], lo, hi)
     target = np.empty(hi - lo, np.float32) if out is None else _dense(out, "out", masks[0], lo, hi)
     parts = [_vector(part, f"values {client}") for client, part in enumerate(values)]
     module = implementation()
+    operands = [operand(module, mask, lo, hi) for mask in masks]
     try:
-        if module is kernels_portable and len(masks) <= kernels_portable.MOST_CLIENTS:
-            places = [_positions(mask, lo, hi) for mask in masks]
-            kernels_portable.merge_at(dense, parts, places, words, weights, target, skip_pruned=skip_pruned)
-        else:
-            module.merge(dense, parts, words, weights, target, skip_pruned=skip_pruned)
+        module.merge(dense, parts, operands, weights, target, skip_pruned=skip_pruned)
     except ValueError as error:
         raise WireError(_misfit(parts, masks, lo, hi)) from error
     return target if out is None else out
 
 
-def _positions(mask: Mask, lo: int, hi: int) -> NDArray[np.integer]:
-    """Return the places of the kept entries within a range."""
-    if (lo, hi) == (0, mask.size):
-        return mask.positions
-    ends = np.array([lo, hi]).astype(mask.positions.dtype)  # another dtype would convert all positions
-    first, last = np.searchsorted(mask.positions, ends)
-    found = mask.positions[first:last]
-    return found - found.dtype.type(lo)
+def operand(module: ModuleType, mask: Mask, lo: int, hi: int) -> Any:  # noqa: ANN401 - each implementation's own
+    """Return what the implementation ``module`` takes for a range of a mask: its words, or a span with positions."""
+    span = getattr(module, "Span", None)
+    return mask.words[lo // 64 : (hi + 63) // 64] if span is None else span(mask, lo, hi)
 
 
 def _misfit(values: Sequence[Values], masks: Sequence[Mask], lo: int, hi: int) -> str:
@@ -144,11 +134,11 @@ def _misfit(values: Sequence[Values], masks: Sequence[Mask], lo: int, hi: int) -
     return f"values and masks do not go together in {lo}:{hi}"
 
 
-def _range(mask: Mask, lo: int, hi: int | None) -> tuple[int, Words]:
+def _range(mask: Mask, lo: int, hi: int | None) -> int:
     hi = mask.size if hi is None else hi
     if not 0 <= lo <= hi <= mask.size or lo % 64 or (hi % 64 and hi != mask.size):
         raise WireError(f"range {lo}:{hi} of {mask.size} entries: both ends are multiples of 64 or the vector's end")
-    return hi, mask.words[lo // 64 : (hi + 63) // 64]
+    return hi
 
 
 def _dense(array: Values, name: str, mask: Mask, lo: int, hi: int) -> Values:

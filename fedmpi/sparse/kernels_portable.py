@@ -1,18 +1,16 @@
-"""The kernels in NumPy and torch: what runs where the compiled extension is missing.
+"""The kernels in plain NumPy: the reference for the others, and what runs when it is asked for.
 
-`pack_at` and `merge_at` take positions that the caller keeps until the mask changes; the others find them in blocks of
-entries small enough to stay in cache, so that temporary memory does not grow with N. The arithmetic (order of
-clients, float32, multiply then add) is that of the compiled kernels bit for bit.
+Mask bits are turned into positions at every call, in blocks of entries small enough to stay in cache, so that temporary
+memory does not grow with N. The arithmetic (order of clients, float32, multiply then add) is that of the other kernels
+bit for bit.
 
 Each function sees one range of the flat vector: dense arrays of n entries and the uint64 words of their mask bits.
 Values that are not as many as mask bits raise ValueError, as they do in the compiled kernels.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedmpi.sparse.values_portable import decode_values, encode_values
@@ -23,14 +21,7 @@ __all__ = [
 
 Values = NDArray[np.float32]
 Words = NDArray[np.uint64]
-Places = NDArray[np.integer]
 
-SHORT_BLOCK = 1 << 14
-"""Entries whose temporary arrays are small enough that the allocator reuses them, which saves page faults."""
-MOST_CLIENTS = 8
-"""So many sets of holders fit a table of a byte's index."""
-
-_SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").view("<u8").ravel()
 _BYTE_COUNTS = np.array([value.bit_count() for value in range(256)], np.uint8)
 BLOCK = 1 << 15  # entries; four float32 blocks and a block of positions fit a 1 MB cache
 
@@ -42,13 +33,6 @@ def pack(dense: Values, words: Words, out: Values) -> None:
     for block, _, index in _blocks(words, dense.size):
         np.take(dense[block], index, out=out[end : end + index.size], mode="clip")  # in range; "raise" would buffer
         end += index.size
-
-
-def pack_at(dense: Values, positions: Places, out: Values) -> None:
-    """Write the entries of ``dense`` (float32[n]) at ``positions`` (int32 or int64[count]) to ``out``."""
-    _check_count(out, positions.size)
-    source = torch.from_numpy(_writable(dense))
-    torch.index_select(source, 0, torch.from_numpy(positions), out=torch.from_numpy(out))
 
 
 def expand(values: Values, words: Words, out: Values) -> None:
@@ -72,69 +56,6 @@ def merge(
             part = old[lo : lo + BLOCK]
             numerator, denominator, has_mean = _sums(clients, weights, part.size, skip_pruned=skip_pruned)
             out[lo : lo + BLOCK] = np.where(has_mean, numerator / denominator, part)
-
-
-def merge_at(
-    old: Values,
-    values: Sequence[Values],
-    positions: Sequence[Places],
-    words: Sequence[Words],
-    weights: Values,
-    out: Values,
-    *,
-    skip_pruned: bool,
-) -> None:
-    """Write the weighted mean of at most `MOST_CLIENTS` clients to ``out``, their kept entries known as positions too.
-
-    The denominator of an entry depends on who holds it only, so it comes from a table of all sets of holders, each sum
-    taken in client order.
-    """
-    numerator = torch.zeros(old.size)
-    with np.errstate(all="ignore"):  # non-finite values pass through and are the caller's to refuse
-        for part, places, weight in zip(values, positions, weights, strict=True):
-            _check_count(part, places.size)
-            numerator.index_add_(0, torch.from_numpy(places), torch.from_numpy(part * weight))
-        if not skip_pruned:
-            np.divide(numerator.numpy(), _in_order(weights), out=out)
-            return
-        table = _denominators(weights.tobytes())
-        for lo in range(0, old.size, SHORT_BLOCK):
-            block = slice(lo, min(lo + SHORT_BLOCK, old.size))
-            held = [own[lo // 64 : lo // 64 + SHORT_BLOCK // 64] for own in words]
-            denominator = np.take(table, _holders(held, block.stop - lo))
-            mean = np.divide(numerator.numpy()[block], denominator)
-            chosen = np.negative((denominator != 0).astype(np.uint32))  # all bits where there is a mean: no branches
-            before = old[block].view(np.uint32)
-            out[block] = (before ^ ((before ^ mean.view(np.uint32)) & chosen)).view(np.float32)
-
-
-def _writable(array: Values) -> Values:
-    """Return ``array``, copied if need be: torch warns of memory that it could not write to."""
-    return array if array.flags.writeable else array.copy()
-
-
-def _in_order(weights: Values) -> np.float32:
-    """Return the float32 sum, one after the other; 0 for none."""
-    total = np.float32(0)
-    for weight in weights:
-        total += weight
-    return total
-
-
-@lru_cache(maxsize=4)
-def _denominators(weights: bytes) -> Values:
-    """Return the sum of the weights of every set of clients, float32[2 ** K]: bit k of the index is client k."""
-    each = np.frombuffer(weights, np.float32)
-    sets = [[k for k in range(each.size) if number >> k & 1] for number in range(1 << each.size)]
-    return np.array([_in_order(each[members]) for members in sets], np.float32)
-
-
-def _holders(words: Sequence[Words], size: int) -> NDArray[np.uint8]:
-    """Return who keeps each entry, uint8[size]: bit k is client k."""
-    held = np.zeros(words[0].size * 8, np.uint64)  # eight entries each
-    for client, own in enumerate(words):
-        held |= np.take(_SPREAD, own.view(np.uint8)) << np.uint64(client)
-    return held.view(np.uint8)[:size]
 
 
 def _sums(
@@ -207,10 +128,7 @@ def _bits(words: Words) -> NDArray[np.bool_]:
 
 
 def _check(values: Values, words: Words) -> None:
-    _check_count(values, count(words))
-
-
-def _check_count(values: Values, kept: int) -> None:
+    kept = count(words)
     if values.size != kept:
         raise ValueError(f"{values.size} values for {kept} mask bits")
 

@@ -18,7 +18,6 @@ __all__ = ["Mask"]
 
 Words = NDArray[np.uint64]
 _WORD = np.dtype("<u8")
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,18 +106,6 @@ class Mask:
     def is_full(self) -> bool:
         """Whether all entries are kept."""
         return self._total == self.size
-
-    @cached_property
-    def positions(self) -> NDArray[np.integer]:
-        """The kept entries' places, ascending: int32[count], int64 from 2**31 entries on.
-
-        Made on first use and kept, as large as the values: only the portable kernels ask for it.
-        """
-        width = np.int32 if self.size < 1 << 31 else np.int64
-        places = (
-            np.flatnonzero(self.to_bool(lo, min(lo + _BLOCK, self.size))) + lo for lo in range(0, self.size, _BLOCK)
-        )
-        return np.concatenate([np.empty(0, width), *(found.astype(width) for found in places)])
 
     @cached_property
     def _total(self) -> int:

@@ -3,7 +3,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-from fedmpi.sparse import kernels_portable
+from fedmpi.sparse import backend
 
 settings.register_profile("default", max_examples=200, deadline=None)
 settings.register_profile(
@@ -13,26 +13,21 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def _implementations():
-    """Every implementation that this machine can run: the portable one, and each level of the compiled one."""
-    try:
-        from fedmpi.sparse import _native
-    except ImportError:
-        return ["portable"]
-    return ["portable", *_native.levels()]
+    """Every implementation that this machine can run: NumPy, torch, and each level of the compiled one."""
+    native = backend.implementations().get("native")
+    return ["numpy", "torch", *(native.levels() if native else ())]
 
 
 @pytest.fixture(params=_implementations())
 def implementation(request, monkeypatch):
     """Run a test once per implementation, through the public functions."""
-    if request.param == "portable":
-        module = kernels_portable
-    else:
-        from fedmpi.sparse import _native as module
-
+    found = backend.implementations()
+    module = found.get(request.param) or found["native"]
+    if module is found.get("native"):
         best = module.level()
         module.set_level(request.param)
     for user in ("fedmpi.sparse.kernels", "fedmpi.sparse.checksum", "fedmpi.sparse.mask", "fedmpi.sparse.values"):
         monkeypatch.setattr(f"{user}.implementation", lambda: module)
     yield request.param
-    if module is not kernels_portable:
+    if module is found.get("native"):
         module.set_level(best)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmpi.errors import ConfigError, WireError
-from fedmpi.sparse import Mask, backend, kernels, kernels_portable
+from fedmpi.sparse import Mask, backend, kernels, kernels_portable, kernels_torch
 from fedmpi.sparse.kernels import expand, merge_range, pack
 from tests.sparse.support import SIZES, any_float32, bits, bits_equal
 
@@ -267,22 +267,35 @@ def chosen(monkeypatch, value):
 
 
 def test_the_environment_chooses(monkeypatch):
-    assert chosen(monkeypatch, "portable") is kernels_portable
+    assert chosen(monkeypatch, "numpy") is kernels_portable
+    assert chosen(monkeypatch, "torch") is kernels_torch
     native = pytest.importorskip("fedmpi.sparse._native")
     assert chosen(monkeypatch, "native") is chosen(monkeypatch, "") is native
-    with pytest.raises(ConfigError, match="FEDMPI_KERNELS='fast' is unknown: unset it, or use native or portable"):
+    with pytest.raises(ConfigError, match="FEDMPI_KERNELS='fast' is unknown: unset it, or use native, torch or numpy"):
         chosen(monkeypatch, "fast")
 
 
-def test_without_the_extension_the_portable_kernels_run(monkeypatch):
+def test_without_the_extension_torch_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, "fedmpi.sparse._native", None)  # what an import sees where it was not built
-    assert chosen(monkeypatch, "") is kernels_portable
+    assert chosen(monkeypatch, "") is kernels_torch
     with pytest.raises(ConfigError, match="FEDMPI_KERNELS=native, but the extension is not built here"):
         chosen(monkeypatch, "native")
 
 
+def test_every_implementation_has_every_kernel():
+    for module in backend.implementations().values():
+        assert [name for name in kernels_portable.__all__ if not hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize(("value", "name"), [("torch", "torch"), ("numpy", "numpy")])
+def test_the_choice_is_named(monkeypatch, value, name):
+    module = chosen(monkeypatch, value)
+    monkeypatch.setattr(backend, "implementation", lambda: module)
+    assert backend.active() == name
+
+
 def test_active_is_one_of_the_names():
-    assert kernels.active() in ("portable", "native (scalar)", "native (avx2)", "native (avx512)")
+    assert kernels.active() in ("numpy", "torch", "native (scalar)", "native (avx2)", "native (avx512)")
 
 
 def test_levels_are_those_of_the_machine():
@@ -338,7 +351,7 @@ def test_an_extension_of_older_sources_is_not_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "fedmpi.sparse._native", old)
     monkeypatch.delenv("FEDMPI_KERNELS", raising=False)
     chosen = backend.implementation.__wrapped__
-    assert chosen() is kernels_portable
+    assert chosen() is kernels_torch
     monkeypatch.setenv("FEDMPI_KERNELS", "native")
     with pytest.raises(ConfigError, match=r"/lib/_native.so is of an older version, without checksum: install"):
         chosen()
