@@ -66,7 +66,7 @@ def options(densities: str, *, repeats: int = 7) -> Callable[[Callable[..., None
 @bench.command("kernels")
 @options("0.1,0.3,0.5")
 def kernels(densities: tuple[float, ...], repeats: int, model: str, size: int | None, path: Path | None) -> None:
-    """Pack, expand and merge, compiled, in torch and in NumPy.
+    """Pack, expand, masked copy and merge, compiled, in torch and in NumPy.
 
     CPU time of one thread. Pack and expand are compared with one copy of the dense vector, the merge of eight clients
     with the mean of eight dense vectors in torch. Torch works on positions that it searches once for each mask.

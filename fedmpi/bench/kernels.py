@@ -1,4 +1,4 @@
-"""``bench kernels``: pack, expand and merge, by every implementation that this machine has."""
+"""``bench kernels``: pack, expand, masked copy and merge, by every implementation that this machine has."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedmpi.sparse import Mask
 
 CLIENTS = 8
-NAMES = ("pack", "expand", "merge", "search")
+NAMES = ("pack", "expand", "masked copy", "merge", "search")
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Case:
         return {
             "pack": lambda: module.pack(self.theta, kept[0], self.packed_out),
             "expand": lambda: module.expand(self.values[0], kept[0], self.dense_out),
+            "masked copy": lambda: module.masked_copy(self.theta, self.masks[0].words, self.dense_out),
             "merge": lambda: module.merge(
                 self.theta, self.values, kept, self.weights, self.dense_out, skip_pruned=True
             ),
@@ -83,7 +84,7 @@ class Dense:
 def measure(size: int, densities: Sequence[float], repeats: int) -> Iterator[Record]:
     """Yield the records of all densities; the clock is the CPU time of one thread.
 
-    ``pack`` and ``expand`` are compared with one copy of the dense vector, ``merge`` with the dense mean in torch.
+    ``merge`` is compared with the dense mean in torch, the others with one copy of the dense vector.
     ``search`` is what torch's kernels do once for each new mask: they find its positions.
     """
     threads = torch.get_num_threads()

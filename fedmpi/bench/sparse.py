@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from fedmpi.bench.cases import draw_mask, draw_trained
+from fedmpi.bench.cases import Values, draw_mask, draw_trained
 from fedmpi.bench.field import Field
 from fedmpi.comm import (
     Address,
@@ -24,7 +24,6 @@ from fedmpi.comm import (
 from fedmpi.comm.coding import Wire
 from fedmpi.errors import WireError
 from fedmpi.sparse import Head, Kind, Mask, kept
-from fedmpi.sparse.kernels import expand
 
 TOLERANCE = 1e-6  # of a mean, relative to the mean of magnitudes
 ROUNDED = {"bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -78,6 +77,7 @@ class Sparse:
         self._meter, self._round, self._buffers = Meter(), 0, np.zeros(layout.buffer_size, np.float32)
         wire, patience, per = Wire(values=coding), field.patience, field.segment_bytes
         self._earlier = field.earlier if coding == "lossless" else None
+        self._local = np.zeros(0 if ranks.is_server else size, np.float32)
         self._scatter = Scatter(
             ranks,
             layout,
@@ -86,6 +86,7 @@ class Sparse:
             meter=self._meter,
             wire=wire,
             shared=None if shared is None else shared.down,
+            room=self._room,
         )
         self._reduce = Reduce(
             ranks,
@@ -98,7 +99,6 @@ class Sparse:
             shared=None if shared is None else shared.up,
             sharded=sharded,
         )
-        self._local = np.zeros(0 if ranks.is_server else size, np.float32)
         self._moved = (0, 0)
 
     def down(self) -> None:
@@ -107,9 +107,13 @@ class Sparse:
         addresses = {c: Address(mask, 1, self._earlier) for c, mask in self._masks.items()}
         source = (self._field.theta, self._buffers) if self._field.ranks.is_server else None
         parcels = self._scatter(Kind.MODEL, self._round, addresses, source, since=time.perf_counter())
-        for client, parcel in parcels.items():
-            expand(parcel.values, self._masks[client], out=self._local)
+        for parcel in parcels.values():
+            parcel.dense(self._room)
         self._moved = (self._taken(), self._moved[1])
+
+    def _room(self, size: int) -> Values:
+        """Return room for a vector; a whole one is written where the client's is to be, as the dense ways do."""
+        return self._local if size == self._local.size else np.empty(size, np.float32)
 
     def up(self) -> None:
         """*Collective*. Pack, send heads, send values, merge."""

@@ -6,7 +6,7 @@ them from memory that they share with the server; the same values, and the same 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from mpi4py import MPI
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedmpi.comm.coding import Wire
 from fedmpi.comm.flight import Flight, budget
 from fedmpi.comm.inbox import tag
-from fedmpi.comm.parcels import Address, Parcel
+from fedmpi.comm.parcels import Address, Parcel, Room, in_memory
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.segments import Cuts, cut
 from fedmpi.comm.shared import SharedVector
@@ -46,14 +46,9 @@ from fedmpi.sparse import (
     values_checksum,
 )
 from fedmpi.sparse.header import Header
-from fedmpi.sparse.kernels import pack
+from fedmpi.sparse.kernels import masked_copy
 
 Bytes = NDArray[np.uint8]
-
-
-def in_memory(size: int) -> NDArray[np.float32]:
-    """Return a vector to be filled, ``float32[size]``."""
-    return np.empty(size, np.float32)
 
 
 class Scatter:
@@ -83,7 +78,7 @@ class Scatter:
         meter: Meter,
         wire: Wire = Wire(),  # noqa: B008 - frozen
         shared: SharedVector | None = None,
-        room: Callable[[int], NDArray[np.float32]] = in_memory,
+        room: Room = in_memory,
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
         self._lively = patience.lively
@@ -137,7 +132,7 @@ class Scatter:
             self._share_values(theta, heads, shared)
         spent = time.perf_counter() - start
         self._meter.add(Traffic.of(h, start=start - since, seconds=spent, values=sizes[c]) for c, h in headers.items())
-        return {c: Parcel(values, buffers.copy()) for c, values in local.items()}
+        return {c: Parcel(addresses[c].positions, values, buffers.copy()) for c, values in local.items()}
 
     def _is_shared(self, addresses: Mapping[int, Address], codings: Mapping[int, ValueCoding]) -> bool:
         """Return whether the clients are to take the values; coded ones have fewer bytes and are messages."""
@@ -242,7 +237,7 @@ class Scatter:
             values = {c: self._room(a.positions.count()) for c, a in addresses.items()}
             self._receive_values(addresses, codings, values)
             self._check(values)
-        return {c: Parcel(values[c], heads[c].buffers) for c in addresses}
+        return {c: Parcel(a.positions, values[c], heads[c].buffers) for c, a in addresses.items()}
 
     def _receive_head(self, kind: Kind, round: int, client: int, address: Address) -> Head:
         limit, what = head_bound(self._layout, 0), f"the model for client {client}"
@@ -259,13 +254,12 @@ class Scatter:
         )
 
     def _take_values(self, addresses: Mapping[int, Address]) -> dict[int, NDArray[np.float32]]:
-        """Take the values of all hosted clients from shared memory, and say so."""
+        """Copy the values of all hosted clients from shared memory to their places, and say so."""
         if self._shared is None:
             raise WireError("the server's values are in shared memory, of which this rank knows nothing")
         self._shared.sync()
-        values = {c: self._room(a.positions.count()) for c, a in addresses.items()}
-        for c, a in addresses.items():
-            pack(self._shared.array, a.positions, out=values[c])
+        vector = self._shared.array
+        values = {c: masked_copy(vector, a.positions, out=self._room(vector.size)) for c, a in addresses.items()}
         self._shared.sync()
         said = [self._ranks.comm.Isend([b"", MPI.BYTE], SERVER) for _ in addresses]
         self._lively.wait_all(said, "the server to hear that its model is taken")

@@ -27,7 +27,7 @@ from fedmpi.reid.protocol import Protocol
 from fedmpi.reid.testing import evaluate
 from fedmpi.reid.training import Task, TrainingReport, train_local
 from fedmpi.sparse import Mask
-from fedmpi.sparse.kernels import expand, pack
+from fedmpi.sparse.kernels import pack
 
 Flat = tuple[NDArray[np.float32], NDArray[np.float32]]
 NAMED_AT_ONCE = 3
@@ -94,9 +94,7 @@ class Client:
 
     def check(self, state: ClientState, parcel: Parcel, log: Measurements) -> tuple[ClientState, Received]:
         """Unpack the received model and judge it (CRR stage 2)."""
-        theta = self.learner.spill.empty(self.learner.layout.size)
-        expand(parcel.values, state.history.mask, 0, theta.size, theta)
-        theta = self.learner.spill.keep(theta)
+        theta = self.learner.spill.keep(parcel.dense(self.learner.spill.empty))
         if not self.method.sparsity.recovers:
             return state, Received(theta, parcel.buffers)
         with log.time("probe"):
@@ -108,7 +106,7 @@ class Client:
     def recover(self, state: ClientState, received: Received, parcel: Parcel) -> Received:
         """Fill the positions that the mask of the last good round gives back; ``state`` is the one before recovery."""
         theta = received.theta.copy()
-        theta[state.history.lost.to_bool()] = parcel.values
+        theta[state.history.lost.to_bool()] = parcel.packed()
         return replace(received, theta=self.learner.spill.keep(theta))
 
     def train(

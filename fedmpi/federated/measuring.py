@@ -61,10 +61,11 @@ def _score(world: World, c: int, mask: Mask, parcel: Parcel, log: Measurements) 
     """Score the personalized and the global model on a hosted client's test images."""
     client = world.clients[c]
     with log.time("evaluate"):
-        personal = client.evaluate(parcel.values * mask.to_bool(), parcel.buffers)
+        theta = parcel.dense()
+        personal = client.evaluate(theta * mask.to_bool(), parcel.buffers)
         log.values |= scores(personal)
         if world.config.evaluation.global_model:
-            whole = personal if mask.is_full else client.evaluate(parcel.values, parcel.buffers)
+            whole = personal if mask.is_full else client.evaluate(theta, parcel.buffers)
             log.values |= scores(whole, "global_")
 
 

@@ -1,4 +1,4 @@
-"""Pack, expand and merge: the arithmetic of an exchange, by the fastest implementation that this machine has.
+"""Pack, expand, copy and merge: the arithmetic of an exchange, by the fastest implementation that this machine has.
 
 Every implementation (:mod:`fedmpi.sparse.backend`) gives the same bits.
 
@@ -17,7 +17,7 @@ from fedmpi.errors import WireError
 from fedmpi.sparse.backend import active, implementation
 from fedmpi.sparse.mask import Mask
 
-__all__ = ["active", "expand", "merge_range", "operand", "pack"]
+__all__ = ["active", "expand", "masked_copy", "merge_range", "operand", "pack"]
 
 Values = NDArray[np.float32]
 
@@ -57,6 +57,23 @@ def expand(values: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: 
         module.expand(values, operand(module, mask, lo, hi), target)
     except ValueError as error:
         raise WireError(f"{values.size} values, the mask keeps {mask.count(lo, hi)} in {lo}:{hi}") from error
+    return target if out is None else out
+
+
+def masked_copy(theta: Values, mask: Mask, lo: int = 0, hi: int | None = None, out: Values | None = None) -> Values:
+    """Return the range with zeros where nothing is kept, in ``out`` if given: `pack` and `expand` in one pass.
+
+    ``out`` may be ``theta``, but must not overlap it otherwise.
+
+    Raises
+    ------
+    WireError
+        An array does not fit the range.
+    """
+    hi = _range(mask, lo, hi)
+    dense = _dense(theta, "theta", mask, lo, hi)
+    target = np.empty(hi - lo, np.float32) if out is None else _dense(out, "out", mask, lo, hi)
+    implementation().masked_copy(dense, mask.words[lo // 64 : (hi + 63) // 64], target)
     return target if out is None else out
 
 

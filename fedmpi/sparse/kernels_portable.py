@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fedmpi.sparse.values_portable import decode_values, encode_values
 
 __all__ = [
-    "checksum", "count", "decode_values", "deposit", "encode_values", "expand", "extract", "merge", "pack",
+    "checksum", "count", "decode_values", "deposit", "encode_values", "expand", "extract", "masked_copy", "merge",
+    "pack",
 ]  # fmt: skip
 
 Values = NDArray[np.float32]
@@ -44,6 +45,15 @@ def expand(values: Values, words: Words, out: Values) -> None:
         part.fill(0)
         part[index] = values[end : end + index.size]
         end += index.size
+
+
+def masked_copy(dense: Values, words: Words, out: Values) -> None:
+    """Write the kept entries of ``dense`` (float32[n]) to the same places in ``out`` (float32[n]), zeros elsewhere."""
+    bitmap, before, after = words.view(np.uint8), dense.view(np.uint32), out.view(np.uint32)
+    for lo in range(0, dense.size, BLOCK):
+        block = slice(lo, min(lo + BLOCK, dense.size))
+        kept = np.unpackbits(bitmap[lo // 8 :], count=block.stop - lo, bitorder="little")
+        np.multiply(before[block], kept, out=after[block])  # as integers: bits of a NaN stay, and no zero is negative
 
 
 def merge(

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedmpi.sparse.kernels_portable import checksum, count, decode_values, deposit, encode_values, extract
+from fedmpi.sparse.kernels_portable import checksum, count, decode_values, deposit, encode_values, extract, masked_copy
 from fedmpi.sparse.mask import Mask
 from fedmpi.sparse.positions import Span, positions
 
 __all__ = [
-    "Span", "checksum", "count", "decode_values", "deposit", "encode_values", "expand", "extract", "merge", "pack",
+    "Span", "checksum", "count", "decode_values", "deposit", "encode_values", "expand", "extract", "masked_copy",
+    "merge", "pack",
 ]  # fmt: skip
 
 Values = NDArray[np.float32]

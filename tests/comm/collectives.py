@@ -114,7 +114,8 @@ def check_scatter(ranks: Ranks, case: Case, choice: str) -> None:
         parcels = scatter(Kind.MODEL, turn, addresses, source, since=time.perf_counter())
         assert sorted(parcels) == list(ranks.hosted)
         for c, parcel in parcels.items():
-            np.testing.assert_array_equal(parcel.values, case.old[case.kept[c]])
+            assert parcel.packed().tobytes() == case.old[case.kept[c]].tobytes()
+            assert parcel.dense().tobytes() == np.where(case.kept[c], case.old, np.float32(0)).tobytes()
             np.testing.assert_array_equal(parcel.buffers, case.buffers)
         check_meter(ranks, meter, Direction.DOWN, turn, case, scalars=0)
         if shared is not None and ranks.is_server:
@@ -134,7 +135,7 @@ def check_small_delivery(ranks: Ranks, case: Case) -> None:
         Kind.RECOVERED, 1, {c: Address(case.masks[c], 5) for c in named}, source, since=time.perf_counter()
     )
     for c, parcel in parcels.items():
-        np.testing.assert_array_equal(parcel.values, case.old[case.kept[c]])
+        np.testing.assert_array_equal(parcel.packed(), case.old[case.kept[c]])
     assert [m.values for m in meter.take()[0]] == ([4 * int(case.kept[3].sum())] if ranks.is_server else [])
     if shared is not None:
         assert not shared.array.any()
@@ -300,7 +301,7 @@ def check_coded_downlink(ranks: Ranks, case: Case) -> None:
         for c, parcel in parcels.items():
             expected = case.old[case.kept[c]]
             expected = expected.astype(np.float16).astype(np.float32) if coding == "fp16" else expected
-            assert parcel.values.tobytes() == expected.tobytes()
+            assert parcel.packed().tobytes() == expected.tobytes()
         limit = 2 if coding == "fp16" else 4 if reference is None else 3.3 if reference is before else 0.1
         for m in meter.take()[0]:
             assert m.values <= limit * case.kept[m.client].sum()

@@ -196,7 +196,7 @@ class TestCheck:
             values = np.arange(1, mask.count() + 1, dtype=np.float32)
             buffers = np.full(client.learner.layout.buffer_size, 2.0, np.float32)
             log = Measurements()
-            after, got = client.check(state, Parcel(values, buffers), log)
+            after, got = client.check(state, Parcel(mask, values, buffers), log)
             expected = np.zeros(mask.size, np.float32)
             expected[mask.to_bool()] = values
             np.testing.assert_array_equal(got.theta, expected)
@@ -229,7 +229,8 @@ def test_recovery_fills_the_lost_positions_and_no_others(make):
     theta, buffers = client.learner.read()
     server = np.random.default_rng(1).standard_normal(theta.size).astype(np.float32)
     lost = ~now.to_bool()
-    got = client.recover(state, Received(theta * ~lost, buffers, recover=True), Parcel(server[lost], buffers))
+    parcel = Parcel(Mask.from_bool(lost), server[lost], buffers)
+    got = client.recover(state, Received(theta * ~lost, buffers, recover=True), parcel)
     np.testing.assert_array_equal(got.theta, np.where(lost, server, theta))
     assert got.recover
 

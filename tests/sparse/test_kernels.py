@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedmpi.errors import ConfigError, WireError
 from fedmpi.sparse import Mask, backend, kernels, kernels_portable, kernels_torch
-from fedmpi.sparse.kernels import expand, merge_range, pack
+from fedmpi.sparse.kernels import expand, masked_copy, merge_range, pack
 from tests.sparse.support import SIZES, any_float32, bits, bits_equal
 
 per_implementation = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -101,6 +101,49 @@ def test_expand_puts_values_back_and_zeros_elsewhere(implementation, data):
     for lo, hi in cut_values(size):
         expand(theta[lo:hi][kept[lo:hi]], mask, lo, hi, out)
     assert bits_equal(out, expected)
+
+
+def at_offset(size, entries, fill=5):
+    """A vector that starts so many entries after a border of 64 bytes, and a look at the entries around it."""
+    room = np.full(size + 64, fill, np.float32)
+    first = (16 - room.ctypes.data // 4) % 16 + 16 + entries
+    return room[first : first + size], lambda: np.concatenate((room[:first], room[first + size :]))
+
+
+@per_implementation
+@given(st.data())
+def test_masked_copy_is_pack_and_expand(implementation, data):
+    """Bits and not numbers: NaNs of all payloads and signed zeros stay what they are; pruned entries are +0."""
+    size = data.draw(st.one_of(st.sampled_from(SIZES), st.integers(0, 700)))
+    kept = data.draw(bits(size))
+    theta = any_float32(np.random.default_rng(size), size)
+    expected = np.where(kept, theta.view(np.uint32), np.uint32(0)).view(np.float32)
+    mask = Mask.from_bool(kept)
+    assert bits_equal(masked_copy(theta, mask), expected)
+    out, around = at_offset(size, data.draw(st.integers(0, 15)))
+    for lo, hi in cut_values(size):
+        assert masked_copy(theta, mask, lo, hi, out) is out
+        assert bits_equal(masked_copy(theta[lo:hi], mask, lo, hi), expected[lo:hi])
+    assert bits_equal(out, expected)
+    assert (around() == 5).all()
+    assert bits_equal(masked_copy(theta, mask, out=theta), expected)
+
+
+@pytest.mark.parametrize("entries", [0, 1, 4, 8, 15])
+def test_masked_copy_of_a_large_vector(implementation, entries):
+    """Beyond the size from which the compiled kernels write past the caches, at every kind of place."""
+    size = (1 << 20) + 64 + 37
+    rng = np.random.default_rng(entries)
+    theta, kept = any_float32(rng, size), rng.random(size) < 0.3
+    kept[1000:5000] = True
+    out, around = at_offset(size, entries)
+    source, _ = at_offset(size, 15 - entries)
+    source.view(np.uint32)[:] = theta.view(np.uint32)
+    masked_copy(source, Mask.from_bool(kept), out=out)
+    assert bits_equal(out, np.where(kept, theta.view(np.uint32), np.uint32(0)).view(np.float32))
+    assert (around() == 5).all()
+    masked_copy(source, Mask.from_bool(kept), out=source)
+    assert bits_equal(source, out)
 
 
 @per_implementation
@@ -220,6 +263,9 @@ ONE = np.ones(1, np.float32)
         (lambda: pack(THETA.astype(float), MASK), "theta is float64"),
         (lambda: pack(np.zeros(260, np.float32)[::2], MASK), "contiguous"),
         (lambda: expand(THETA.astype(np.int32), MASK), "values is int32"),
+        (lambda: masked_copy(THETA[:129], MASK), r"theta has shape \[129\], the range needs \[130\]"),
+        (lambda: masked_copy(THETA, MASK, out=THETA[:64]), r"out has shape \[64\], the range needs \[130\]"),
+        (lambda: masked_copy(THETA, MASK, 0, 100), "range 0:100"),
         (lambda: merge_range(THETA, [], [], ONE[:0], skip_pruned=True), "at least one, got 0, 0"),
         (lambda: merge_range(THETA, [THETA], [MASK, MASK], ONE, skip_pruned=True), "got 2, 1"),
         (lambda: merge_range(THETA, [THETA], [MASK], np.ones(2, np.float32), skip_pruned=True), "weights has shape"),
@@ -313,6 +359,9 @@ def test_levels_are_those_of_the_machine():
         lambda n: n.pack(THETA, MASK.words[:2], THETA),
         lambda n: n.pack(THETA, np.full(3, 2**64 - 1, np.uint64), np.zeros(192, np.float32)),
         lambda n: n.expand(THETA, np.zeros(4, np.uint64), THETA),
+        lambda n: n.masked_copy(THETA, MASK.words[:2], THETA),
+        lambda n: n.masked_copy(THETA, np.full(3, 2**64 - 1, np.uint64), THETA),
+        lambda n: n.masked_copy(THETA, MASK.words, THETA[:129]),
         lambda n: n.merge(THETA, [THETA], [MASK.words[:1]], ONE, THETA, skip_pruned=True),
         lambda n: n.merge(THETA, [THETA, THETA], [MASK.words], ONE, THETA, skip_pruned=True),
         lambda n: n.merge(THETA, [THETA], [MASK.words], ONE, THETA[:64], skip_pruned=True),
@@ -335,6 +384,7 @@ def test_the_extension_guards_its_own_memory(call):
         lambda n: n.pack(THETA.astype(float), MASK.words, THETA),
         lambda n: n.expand(THETA, THETA, THETA),
         lambda n: n.count(THETA),
+        lambda n: n.masked_copy(THETA, THETA, THETA),
         lambda n: n.merge(THETA, [None], [MASK.words], ONE, THETA, skip_pruned=True),
         lambda n: n.merge(THETA, 3, [MASK.words], ONE, THETA, skip_pruned=True),
     ],

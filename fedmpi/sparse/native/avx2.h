@@ -57,12 +57,17 @@ AVX2 static inline __m256i lanes_of(const int32_t table[256][8], unsigned byte) 
     return _mm256_load_si256((const __m256i *)table[byte]);
 }
 
+AVX2 static inline void fetch_avx2(const float *from) {
+    for (int part = 0; part < 4; part++) _mm_prefetch((const char *)(from + 16 * part), _MM_HINT_T0);
+}
+
 /* Full stores may write up to 63 entries too many, as long as `out` has room; the scalar code does the rest. */
 AVX2 static int pack_avx2(const float *dense, const uint64_t *words, size_t n, float *out, size_t count) {
     size_t word = 0, at = 0;
     for (; (word + 1) * WORD <= n && at + WORD <= count; word++) {
         const float *from = dense + word * WORD;
         uint64_t bits = words[word];
+        fetch_avx2(from + FAR_AHEAD);
         for (int part = 0; part < 8; part++) {
             const unsigned byte = bits >> 8 * part & 255;
             const __m256 v = _mm256_loadu_ps(from + 8 * part);
@@ -87,6 +92,29 @@ AVX2 static int expand_avx2(const float *values, size_t count, const uint64_t *w
         }
     }
     return expand_scalar(values, count, words, out, n, word, at);
+}
+
+/* `shift` entries at the beginning bring the stores of the rest to a border of 32 bytes. */
+AVX2 static void masked_copy_avx2(const float *dense, const uint64_t *words, float *out, size_t n) {
+    const int streamed = n >= STREAMED;
+    const size_t shift = streamed ? unaligned(out, n, 32) : 0;
+    size_t at = shift;
+    masked_copy_scalar(dense, words, out, shift, 0);
+    for (; at + WORD <= n; at += WORD) {
+        const uint64_t bits = bits_from(words, at / WORD, shift);
+        fetch_avx2(dense + at + FAR_AHEAD);
+        for (int part = 0; part < 8; part++) {
+            const __m256 kept = kept_lanes(lanes_of(expand_lanes, bits >> 8 * part & 255));
+            const __m256 v = _mm256_and_ps(_mm256_loadu_ps(dense + at + 8 * part), kept);
+            float *to = out + at + 8 * part;
+            if (streamed)
+                _mm256_stream_ps(to, v);
+            else
+                _mm256_storeu_ps(to, v);
+        }
+    }
+    if (streamed) _mm_sfence();
+    masked_copy_scalar(dense, words, out, n, at);
 }
 
 /* Write the mean of 8 entries. */

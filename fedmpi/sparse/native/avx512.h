@@ -34,6 +34,10 @@ AVX512 static inline __m512 expanded(__mmask16 kept, const float *from) {
     return _mm512_mask_expand_ps(v, kept, v);
 }
 
+AVX512 static inline void fetch_avx512(const float *from) {
+    for (int part = 0; part < 4; part++) _mm_prefetch((const char *)(from + 16 * part), _MM_HINT_T0);
+}
+
 /* Full stores may write up to 63 entries too many, as long as `out` has room; the scalar code does the rest. */
 AVX512 static int pack_avx512(const float *dense, const uint64_t *words, size_t n, float *out, size_t count) {
     size_t word = 0, at = 0;
@@ -41,6 +45,7 @@ AVX512 static int pack_avx512(const float *dense, const uint64_t *words, size_t 
         const float *from = dense + word * WORD;
         const uint64_t bits = words[word];
         float *to = out + at;
+        fetch_avx512(from + FAR_AHEAD);
         _mm512_storeu_ps(to, compressed(mask_of(words + word, 0), from));
         _mm512_storeu_ps(to + COUNT(bits & 0xFFFF), compressed(mask_of(words + word, 1), from + 16));
         _mm512_storeu_ps(to + COUNT(bits & 0xFFFFFFFF), compressed(mask_of(words + word, 2), from + 32));
@@ -62,6 +67,30 @@ AVX512 static int expand_avx512(const float *values, size_t count, const uint64_
         }
     }
     return expand_scalar(values, count, words, out, n, word, at);
+}
+
+/* `shift` entries at the beginning bring the stores of the rest to a border of 64 bytes. */
+AVX512 static void masked_copy_avx512(const float *dense, const uint64_t *words, float *out, size_t n) {
+    const int streamed = n >= STREAMED;
+    const size_t shift = streamed ? unaligned(out, n, 64) : 0;
+    size_t at = shift;
+    masked_copy_scalar(dense, words, out, shift, 0);
+    for (; at + WORD <= n; at += WORD) {
+        const uint64_t bits = bits_from(words, at / WORD, shift);
+        fetch_avx512(dense + at + FAR_AHEAD);
+        __m512 v[4];
+        for (int part = 0; part < 4; part++) v[part] = _mm512_loadu_ps(dense + at + 16 * part);
+        for (int part = 0; part < 4; part++) {
+            const __m512 kept = _mm512_maskz_mov_ps((__mmask16)(bits >> 16 * part), v[part]);
+            float *to = out + at + 16 * part;
+            if (streamed)
+                _mm512_stream_ps(to, kept);
+            else
+                _mm512_storeu_ps(to, kept);
+        }
+    }
+    if (streamed) _mm_sfence();
+    masked_copy_scalar(dense, words, out, n, at);
 }
 
 typedef struct {

@@ -43,6 +43,26 @@ static unsigned LOWEST(uint64_t x) {
  * kilobyte to two kilobytes ahead the merge is two to three times slower at densities from 0.3 on. */
 #define AHEAD 512 /* entries */
 
+/* A single stream is read two pages ahead: hardware prefetchers stop at the end of a page. A pack is a tenth to a
+ * quarter faster for it, a masked copy that is written past the caches nearly twice as fast. */
+#define FAR_AHEAD 2048 /* entries */
+
+/* From this size on a masked copy is written past the caches, which would have to read every line before they write
+ * it, and would lose what other ranks of the host are about to read. */
+#define STREAMED (1 << 20) /* entries */
+
+/* How many entries there are before the first one that is aligned to `bytes`; n if there is none. */
+static inline size_t unaligned(const float *array, size_t n, size_t bytes) {
+    const size_t beyond = (uintptr_t)array % bytes;
+    const size_t before = beyond ? (bytes - beyond) / sizeof(float) : 0;
+    return (uintptr_t)array % sizeof(float) || before > n ? n : before;
+}
+
+/* Mask bits of the entries WORD * word + shift ... of which there are 64. */
+static inline uint64_t bits_from(const uint64_t *words, size_t word, size_t shift) {
+    return shift ? words[word] >> shift | words[word + 1] << (WORD - shift) : words[word];
+}
+
 typedef struct {
     const float *next; /* the values not yet merged */
     size_t left;       /* how many they are */

@@ -33,6 +33,20 @@ static int run_expand(const float *values, size_t count, const uint64_t *words, 
     return expand_scalar(values, count, words, out, n, 0, 0);
 }
 
+static void run_masked_copy(const float *dense, const uint64_t *words, float *out, size_t n) {
+#if FEDMPI_X86
+    if (level == AVX_512) {
+        masked_copy_avx512(dense, words, out, n);
+        return;
+    }
+    if (level == AVX_2) {
+        masked_copy_avx2(dense, words, out, n);
+        return;
+    }
+#endif
+    masked_copy_scalar(dense, words, out, n, 0);
+}
+
 static size_t run_count(const uint64_t *words, size_t n_words) {
 #if FEDMPI_X86
     if (level >= AVX_2) return count_avx2(words, n_words);
@@ -145,6 +159,30 @@ release_words:
     PyBuffer_Release(&words);
 release_values:
     PyBuffer_Release(&values);
+    return result;
+}
+
+static PyObject *py_masked_copy(PyObject *self, PyObject *args) {
+    PyObject *objects[3], *result = NULL;
+    Py_buffer dense, words, out;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOO:masked_copy", &objects[0], &objects[1], &objects[2])) return NULL;
+    if (get(objects[0], &dense, 4, 0)) return NULL;
+    if (get(objects[1], &words, 8, 0)) goto release_dense;
+    if (get(objects[2], &out, 4, 1)) goto release_words;
+    if (items(&out) != items(&dense)) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' lengths do not fit each other");
+    } else if (words_fit(&words, items(&dense))) {
+        Py_BEGIN_ALLOW_THREADS;
+        run_masked_copy(dense.buf, words.buf, out.buf, items(&dense));
+        Py_END_ALLOW_THREADS;
+        result = done(0);
+    }
+    PyBuffer_Release(&out);
+release_words:
+    PyBuffer_Release(&words);
+release_dense:
+    PyBuffer_Release(&dense);
     return result;
 }
 
@@ -415,6 +453,7 @@ static PyObject *py_set_level(PyObject *self, PyObject *name) {
 static PyMethodDef methods[] = {
     {"pack", py_pack, METH_VARARGS, "pack(dense, words, out)"},
     {"expand", py_expand, METH_VARARGS, "expand(values, words, out)"},
+    {"masked_copy", py_masked_copy, METH_VARARGS, "masked_copy(dense, words, out)"},
     {"merge", (PyCFunction)(void (*)(void))py_merge, METH_VARARGS | METH_KEYWORDS,
      "merge(old, values, words, weights, out, *, skip_pruned)"},
     {"checksum", py_checksum, METH_VARARGS, "checksum(values, odd) -> (xor64, sum64)"},

@@ -93,6 +93,17 @@ static int expand_scalar(const float *values, size_t count, const uint64_t *word
     return at == count ? 0 : -1;
 }
 
+/* The entries first, first + 1, ... of `dense` where they are kept, +0 elsewhere. Bits, not numbers: a NaN stays what it
+ * is. `out` may be `dense`. */
+static void masked_copy_scalar(const float *dense, const uint64_t *words, float *out, size_t n, size_t first) {
+    for (size_t i = first; i < n; i++) {
+        uint32_t entry;
+        memcpy(&entry, dense + i, sizeof entry);
+        entry &= -(uint32_t)(words[i / WORD] >> i % WORD & 1);
+        memcpy(out + i, &entry, sizeof entry);
+    }
+}
+
 static int add_scalar(Client *client, size_t word, float *numerator, float *denominator) {
     uint64_t bits = client->words[word];
     const size_t count = COUNT(bits);
