@@ -13,7 +13,7 @@ METHODS = {"fedavg", "fedprox", "fedpav", "fedcapr", "lotteryfl", "subfedavg", "
 ALL = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
 BEYOND = ("fedklpr-plus", "target-70")
 """Those of the study that go beyond the paper."""
-ADVISED = {"ablation/probe-test.yaml", "study/probe-test.yaml"}
+ADVISED = {"ablation/probe-test.yaml", "study/strict-probe-test.yaml"}
 """Those that may come with a word of warning: they are there to show what it warns of."""
 
 
@@ -63,21 +63,43 @@ def test_the_paper_s_runs_differ_in_nothing_but_the_method(arch):
         assert changes(run, base) == (set() if method == "fedklpr" else {"method", *switches})
 
 
+def ablations(folder: str, prefix: str) -> dict[str, Path]:
+    """Return the ablations of one setting by their names without its prefix."""
+    names = {path.stem: path for path in (CONFIGS / folder).glob(f"{prefix}*.yaml")}
+    others = METHODS | {"base", "strict", *BEYOND}
+    if not prefix:
+        others |= {name for name in names if name.startswith("strict-")}
+    return {name.removeprefix(prefix): path for name, path in names.items() if name not in others}
+
+
 @pytest.mark.parametrize(
-    ("folder", "base"), [("ablation", "paper/fedklpr-resnet50.yaml"), ("study", "study/fedklpr.yaml")]
+    ("folder", "prefix", "base", "least"),
+    [
+        ("ablation", "", "paper/fedklpr-resnet50.yaml", "no-kll no-klaw no-praw no-sas no-crr no-pruning cdw"),
+        ("study", "", "study/fedklpr.yaml", "no-kll no-klaw no-sas no-crr no-pruning cdw"),
+        ("study", "strict-", "study/strict.yaml", "no-praw no-crr praw-pruned praw-kept klpwa-convex"),
+    ],
 )
-def test_an_ablation_changes_one_part(folder, base):
-    whole = load_config(CONFIGS / base)
-    names = {path.stem for path in (CONFIGS / folder).glob("*.yaml")} - METHODS - {"base"}
-    if folder == "study":
-        names -= set(BEYOND)
-    assert {"no-kll", "no-klaw", "no-praw", "no-sas", "no-crr", "no-pruning", "cdw"} <= names
-    for name in names:
-        found = changes(load_config(CONFIGS / folder / f"{name}.yaml"), whole)
-        assert found, name
-        assert len({key.split(".")[0] for key in found}) == 1, name
+def test_an_ablation_changes_one_part(folder, prefix, base, least):
+    whole, found = load_config(CONFIGS / base), ablations(folder, prefix)
+    assert set(least.split()) <= set(found)
+    for name, path in found.items():
+        keys = changes(load_config(path), whole)
+        assert keys, name
+        assert len({key.split(".")[0] for key in keys}) == 1, name
         if name.startswith("no-"):
-            assert found == {f"{name[3:]}.enabled"}
+            assert keys == {f"{name[3:]}.enabled"}
+
+
+def test_the_study_has_every_ablation_of_the_paper_s_in_one_setting_or_the_other():
+    # the quickstart's scope is global, so that the study goes the other way
+    paper = set(ablations("ablation", "")) - {"scope-global", "step-large"}
+    assert paper <= set(ablations("study", "")) | set(ablations("study", "strict-")) | set(BEYOND)
+
+
+def test_the_strict_setting_differs_in_pruning_and_in_what_crr_tolerates():
+    strict, plain = (load_config(CONFIGS / "study" / f"{name}.yaml") for name in ("strict", "fedklpr"))
+    assert {key.split(".")[0] for key in changes(strict, plain)} == {"pruning", "crr"}
 
 
 def test_the_study_s_fedklpr_plus_changes_bytes_alone_and_has_an_ablation_of_its_own():

@@ -60,6 +60,15 @@ class SyntheticConfig(Section):
         gt=0.0,
         le=100.0,
     )
+    test_images: Number = key(
+        1.0,
+        "Further factor on the number of gallery images per identity and camera; at least 1 image remains. Fewer make "
+        "evaluation cheaper.",
+        source="fedmpi",
+        unit="factor",
+        gt=0.0,
+        le=100.0,
+    )
     difficulty: Number = key(
         1.0,
         "Factor on what separates cameras and blurs identities: light, colour cast, blur, noise, crop jitter, "

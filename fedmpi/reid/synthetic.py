@@ -147,29 +147,32 @@ def plan_client(data: DataConfig, seed: int, name: str) -> list[Slot]:
     others as they are.
     """
     factors = data.synthetic
-    identities = float(factors.identities)
-    return list(_slots(identities, identities * float(factors.test_identities), float(factors.images), seed, name))
+    people, images = float(factors.identities), float(factors.images)
+    tested = (people * float(factors.test_identities), images * float(factors.test_images))
+    return list(_slots((people, images), tested, seed, name))
 
 
 @lru_cache(maxsize=1)  # the parts of a split ask one after the other
-def _slots(trained: float, tested: float, images: float, seed: int, name: str) -> tuple[Slot, ...]:
+def _slots(training: tuple[float, float], testing: tuple[float, float], seed: int, name: str) -> tuple[Slot, ...]:
+    """Both pairs are the factors of identities and images."""
     profile = PROFILES[name]
+    (trained, train_images), (tested, test_images) = training, testing
     train, test = max(2, round(trained * profile.train)), max(2, round(tested * profile.test))
     only_gallery = round(tested * profile.extra)
 
-    def seen(pid: int, shots: tuple[int, int]) -> list[tuple[int, int]]:
+    def seen(pid: int, shots: tuple[int, int], images: float) -> list[tuple[int, int]]:
         rng = generator(seed, Stream.SYNTHETIC, client=NAMES.index(name), round=PRESENCE, step=pid)
         return _presence(rng, profile, shots, images)
 
     slots = [
         Slot("train_all", pid, camid, shot)
         for pid in range(1, train + 1)
-        for camid, shots in seen(pid, profile.shots)
+        for camid, shots in seen(pid, profile.shots, train_images)
         for shot in range(shots)
     ]
     for number in range(test + only_gallery):
         pid = FIRST_TEST + number
-        slots += _test_slots(pid, seen(pid, profile.test_shots), queries=2 if number < test else 0)
+        slots += _test_slots(pid, seen(pid, profile.test_shots, test_images), queries=2 if number < test else 0)
     return tuple(sorted(slots, key=lambda slot: (SUBSETS.index(slot.subset), slot.pid, slot.camid, slot.shot)))
 
 

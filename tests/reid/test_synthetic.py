@@ -11,9 +11,8 @@ from fedmpi.reid.datasets import client_names, load_client
 from fedmpi.reid.synthetic import NAMES, draw_client, plan_client, write_tree
 
 
-def _data(
-    *, root=None, clients=(), height=64, width=32, identities=1.0, test_identities=1.0, images=1.0, difficulty=1.0
-):
+def _data(*, root=None, clients=(), height=64, width=32, **factors):
+    names = ("identities", "test_identities", "images", "test_images", "difficulty")
     return SimpleNamespace(
         root=root,
         clients=clients,
@@ -23,9 +22,7 @@ def _data(
         max_megapixels=8.0,
         name_images=True,
         cache_dir=None,
-        synthetic=SimpleNamespace(
-            identities=identities, test_identities=test_identities, images=images, difficulty=difficulty
-        ),
+        synthetic=SimpleNamespace(**{name: factors.get(name, 1.0) for name in names}),
     )
 
 
@@ -106,7 +103,7 @@ def test_factors_scale_numbers_and_leave_people_as_they_are():
     assert len(plan_client(_data(identities=0.001, images=0.001), 0, "prid")) > 0
 
 
-def test_more_test_identities_change_neither_training_nor_those_that_are_there():
+def test_other_numbers_of_test_people_change_neither_training_nor_those_that_are_there():
     base, more = draw_client(_data(), 0, "prid"), draw_client(_data(test_identities=3.0), 0, "prid")
     np.testing.assert_array_equal(_array(more.train), _array(base.train))
     first = len(base.query)
@@ -114,6 +111,10 @@ def test_more_test_identities_change_neither_training_nor_those_that_are_there()
     people = [(len(np.unique(c.query.pids)), len(np.unique(c.gallery.pids))) for c in (base, more)]
     assert people == [(26, 44), (78, 132)]
     assert more.gallery.pids.max() == 5000 + 132
+    fewer = draw_client(_data(test_images=0.3), 0, "prid")
+    np.testing.assert_array_equal(_array(fewer.train), _array(base.train))
+    np.testing.assert_array_equal(_array(fewer.query), _array(base.query))
+    assert len(fewer.gallery) == 2 * 44  # one image in each of two cameras
     halved = plan_client(_data(identities=0.5, test_identities=2.0), 0, "prid")
     subsets = {subset: {slot.pid for slot in halved if slot.subset == subset} for subset in ("train_all", "query")}
     assert (len(subsets["train_all"]), len(subsets["query"])) == (8, 26)
