@@ -101,6 +101,7 @@ def train(
             summary = _run(world, names, placed, out, start, view, stopper, begun)
         world.scatter.free()
         world.reduce.free()
+        world.learner.free()
         return summary
     finally:
         ranks.free()

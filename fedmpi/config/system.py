@@ -94,6 +94,12 @@ class ComputeConfig(Section):
     require_exclusive_gpu: Switch = key(
         default=False, description="Make two clients on one GPU an error, not a warning.", source="fedmpi"
     )
+    staging: Switch = key(
+        default=True,
+        description="Between host and GPU move only the values that a mask keeps, through a pinned buffer of the size "
+        "of the model; false = whole models, without it. The same results; nothing changes on the CPU.",
+        source="fedmpi",
+    )
 
     def problems(self) -> Iterator[Problem]:
         """Check that nothing asks for a GPU beside ``device: cpu``."""

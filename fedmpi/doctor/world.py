@@ -56,8 +56,16 @@ def start(text: str, part: Part, environment: Mapping[str, str] = os.environ) ->
 
     if not MPI.Is_initialized():
         MPI.Init_thread()
+    part.facts["device_memory"] = device_memory()
     _singleton(MPI.COMM_WORLD, part, environment)
     return MPI.COMM_WORLD
+
+
+def device_memory() -> str:
+    """Return whether MPI takes pointers to GPU memory; fedmpi goes through the host's, whatever the answer."""
+    from fedmpi.comm.device_memory import takes_device_memory  # noqa: PLC0415 - needs MPI
+
+    return {True: "taken", False: "not taken", None: "unknown"}[takes_device_memory()]
 
 
 def _singleton(comm: MPI.Intracomm, part: Part, environment: Mapping[str, str]) -> None:

@@ -98,7 +98,7 @@ class Client:
         if not self.method.sparsity.recovers:
             return state, Received(theta, parcel.buffers)
         with log.time("probe"):
-            value = self.probe.measure(self.learner.load(theta, parcel.buffers), state.labels)
+            value = self.probe.measure(self.learner.load(theta, parcel.buffers, state.history.mask), state.labels)
         recover, crr = decide_recovery(value, state.crr, tau2=self.config.crr.tau2)
         log.values["crr_received"] = value
         return replace(state, crr=crr), Received(theta, parcel.buffers, recover)
@@ -113,9 +113,11 @@ class Client:
         self, state: ClientState, received: Received, round: int, log: Measurements
     ) -> tuple[ClientState, Update]:
         """Train, measure what was learned, prune, and pack the update."""
-        policy, kept, site = self.method.sparsity, state.history.mask.to_bool(), self._site(state, received, round, log)
-        theta, kept = policy.begin(site, received.theta, received.buffers, kept)
-        trained, early, state = self._train(state, received, theta, kept, site)
+        policy, site = self.method.sparsity, self._site(state, received, round, log)
+        held = state.history.mask.to_bool()
+        theta, kept = policy.begin(site, received.theta, received.buffers, held)
+        mask = state.history.mask if kept is held else Mask.from_bool(kept)
+        trained, early, state = self._train(state, received, theta, kept, mask, site)
         if not all(np.isfinite(part).all() for part in trained):
             message = f"the model that was trained in round {round} is not finite; lower local.lr"
             raise TrainingError(message)
@@ -146,12 +148,21 @@ class Client:
             return self.probe.measure(self.learner.load(theta, buffers), labels)
 
     def _train(
-        self, state: ClientState, received: Received, theta: NDArray[np.float32], kept: NDArray[np.bool_], site: Site
+        self,
+        state: ClientState,
+        received: Received,
+        theta: NDArray[np.float32],
+        kept: NDArray[np.bool_],
+        mask: Mask,
+        site: Site,
     ) -> tuple[Flat, NDArray[np.bool_] | None, ClientState]:
-        """Train ``theta``; return the trained model and what the policy says of it after the first local epoch."""
+        """Train ``theta`` behind ``kept``, which is ``mask`` as bools.
+
+        Return the trained model and what the policy says of it after the first local epoch.
+        """
         learner, policy, early = self.learner, self.method.sparsity, None
-        model = learner.load(theta, received.buffers)
-        teacher = learner.load_teacher(received.theta, received.buffers)
+        model = learner.load(theta, received.buffers, mask)
+        teacher = learner.load_teacher(received.theta, received.buffers, state.history.mask)
         last = site.round == self.config.federation.rounds - 1
         task = Task(
             self.data.train,
@@ -166,7 +177,7 @@ class Client:
         def look(epoch: int) -> None:
             nonlocal early
             if epoch == 0:
-                early = policy.early(site, learner.read()[0], kept)
+                early = policy.early(site, learner.read(mask)[0], kept)
 
         watch = look if policy.watches else None
         with site.log.time("train"):
@@ -174,7 +185,7 @@ class Client:
             report = train_local(model, teacher, keep, task, self.config, learner.viewing, after_epoch=watch)
         self._note_bad_images()
         self._note_training(report, site.log)
-        return learner.read(), early, replace(state, labels=report.labels)
+        return learner.read(mask), early, replace(state, labels=report.labels)
 
     def _note_training(self, report: TrainingReport, log: Measurements) -> None:
         data = self.data.train

@@ -10,12 +10,14 @@ from torch import nn
 
 from fedmpi.config import RunConfig
 from fedmpi.federated.spill import Spill
+from fedmpi.federated.staging import Staging
 from fedmpi.reid.backbone import ReIDNet, build_backbone
 from fedmpi.reid.features import Viewing
 from fedmpi.reid.training import freeze
 from fedmpi.seeding import Stream, integer_seed
-from fedmpi.sparse import Layout
+from fedmpi.sparse import Layout, Mask
 
+Theta = NDArray[np.float32]
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,6 +41,8 @@ class Learner:
         self.teacher = freeze(self.model)
         self.layout = Layout.of(self.model)
         self.prunable = [t.slice for t in self.layout.tensors if t.prunable]
+        staged = config.compute.staging and device.type == "cuda"
+        self.staging = Staging(device, self.layout.size) if staged else None
         c = config
         self.viewing = Viewing(
             c.data.height,
@@ -50,23 +54,41 @@ class Learner:
             interrupt,
         )
 
-    def load(self, theta: NDArray[np.float32], buffers: NDArray[np.float32]) -> ReIDNet:
-        """Put a flat model into the network and return it."""
-        self.layout.load(self.model, theta, buffers)
+    def load(self, theta: Theta, buffers: Theta, mask: Mask | None = None) -> ReIDNet:
+        """Put a flat model into the network and return it.
+
+        ``mask``, where given, keeps all entries that are not zero: a GPU is sent no others.
+        """
+        self.layout.load(self.model, self._placed(theta, mask), buffers)
         return self.model
 
-    def load_teacher(self, theta: NDArray[np.float32], buffers: NDArray[np.float32]) -> nn.Module:
-        """Put a flat model into the teacher and return it."""
-        self.layout.load(self.teacher, theta, buffers)
+    def load_teacher(self, theta: Theta, buffers: Theta, mask: Mask | None = None) -> nn.Module:
+        """Put a flat model into the teacher and return it; ``mask`` as for `load`."""
+        self.layout.load(self.teacher, self._placed(theta, mask), buffers)
         return self.teacher
 
-    def initial(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def initial(self) -> tuple[Theta, Theta]:
         """Return the untrained network as `read` does; it is made anew, so that nobody has to keep it."""
         return self.layout.flatten(initial_model(self.config))
 
-    def read(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the network as (theta ``float32[N]``, buffers ``float32[B]``)."""
-        return self.layout.flatten(self.model)
+    def read(self, mask: Mask | None = None) -> tuple[Theta, Theta]:
+        """Return the network as (theta ``float32[N]``, buffers ``float32[B]``); ``mask`` as for `load`."""
+        if self.staging is None:
+            return self.layout.flatten(self.model)
+        theta, buffers = self.layout.gather(self.model)
+        self.staging.start(theta, mask or Mask.full(self.layout.size))
+        rest = buffers.cpu().numpy()  # while the values are on their way
+        return self.staging.finish(), rest
+
+    def free(self) -> None:
+        """Give back what a GPU's transfers hold of the host's memory."""
+        if self.staging is not None:
+            self.staging.free()
+
+    def _placed(self, theta: Theta, mask: Mask | None) -> Theta | torch.Tensor:
+        if self.staging is None:
+            return theta
+        return self.staging.up(theta, mask or Mask.full(self.layout.size))
 
     def keep(self, kept: NDArray[np.bool_]) -> list[tuple[nn.Parameter, torch.Tensor]]:
         """Return the parameters that ``kept`` (``bool[N]``) prunes, each with its mask in its shape and dtype."""
@@ -75,8 +97,8 @@ class Learner:
         for name, where, shape, _ in self.layout.tensors:
             if not kept[where].all():
                 parameter = parameters[name]
-                mask = torch.from_numpy(kept[where]).reshape(shape)
-                pairs.append((parameter, mask.to(parameter.device, parameter.dtype)))
+                mask = torch.from_numpy(kept[where]).reshape(shape).to(parameter.device)
+                pairs.append((parameter, mask.to(parameter.dtype)))  # widened there: a quarter of the bytes cross
         return pairs
 
 

@@ -134,11 +134,16 @@ class Layout:
         WireError
             The module has another layout.
         """
+        theta, buffers = self.gather(module)
+        return theta.cpu().numpy(), buffers.cpu().numpy()
+
+    def gather(self, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return copies of a module's state as `flatten` does, on its device; ``WireError`` as there."""
         parameters, buffers = self._checked(module)
         return _concatenate(parameters), _concatenate(buffers)
 
-    def load(self, module: nn.Module, theta: NDArray[np.float32], buffers: NDArray[np.float32]) -> None:
-        """Copy ``theta`` (float32[N]) and ``buffers`` (float32[B]) into the module, in place, on its device.
+    def load(self, module: nn.Module, theta: NDArray[np.float32] | torch.Tensor, buffers: NDArray[np.float32]) -> None:
+        """Copy ``theta`` (float32[N], on any device) and ``buffers`` (float32[B]) into the module, on its device.
 
         Raises
         ------
@@ -190,15 +195,16 @@ def _first_difference(found: Layout, expected: Layout) -> str:
 
 
 @torch.no_grad()
-def _concatenate(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+def _concatenate(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     if not tensors:
-        return np.empty(0, np.float32)
-    flat: NDArray[np.float32] = torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).cpu().numpy()
-    return flat
+        return torch.empty(0)
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 @torch.no_grad()
-def _scatter(vector: NDArray[np.float32], name: str, offsets: Sequence[int], tensors: Sequence[torch.Tensor]) -> None:
+def _scatter(
+    vector: NDArray[np.float32] | torch.Tensor, name: str, offsets: Sequence[int], tensors: Sequence[torch.Tensor]
+) -> None:
     flat = _as_tensor(vector, name, offsets[-1])
     if tensors and flat.device != tensors[0].device:
         flat = flat.to(tensors[0].device)  # one transfer instead of one per tensor
@@ -214,7 +220,11 @@ def _split(
     return {key: flat[lo:hi].reshape(shape).clone() for key, shape, lo, hi in places}
 
 
-def _as_tensor(vector: NDArray[np.float32], name: str, size: int) -> torch.Tensor:
+def _as_tensor(vector: NDArray[np.float32] | torch.Tensor, name: str, size: int) -> torch.Tensor:
+    if isinstance(vector, torch.Tensor):
+        if vector.dtype != torch.float32 or vector.shape != (size,):
+            raise WireError(f"{name} is {vector.dtype}{list(vector.shape)}, the layout needs float32[{size}]")
+        return vector
     if vector.dtype != np.float32 or vector.shape != (size,):
         raise WireError(f"{name} is {vector.dtype}{list(vector.shape)}, the layout needs float32[{size}]")
     return torch.from_numpy(vector if vector.flags.writeable and vector.flags.c_contiguous else vector.copy())

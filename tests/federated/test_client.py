@@ -54,7 +54,7 @@ def trained(monkeypatch):
     """Collect the trained models, before pruning, as flat vectors."""
     found = []
     read = Learner.read
-    monkeypatch.setattr(Learner, "read", lambda self: found.append(read(self)) or found[-1])
+    monkeypatch.setattr(Learner, "read", lambda self, mask=None: found.append(read(self, mask)) or found[-1])
     return found
 
 
@@ -121,7 +121,7 @@ class TestTrain:
         state, got = start(client)
         spoilt = client.learner.read()
         spoilt[part][5] = np.nan
-        monkeypatch.setattr(Learner, "read", lambda self: spoilt)
+        monkeypatch.setattr(Learner, "read", lambda self, mask: spoilt)
         with pytest.raises(TrainingError, match=r"trained in round 3 is not finite; lower local\.lr"):
             client.train(state, got, 3, Measurements())
 
