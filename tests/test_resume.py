@@ -31,6 +31,7 @@ ROUNDS = 5
 PATIENCE = 200.0  # seconds for what takes two on a machine of one's own
 # Half of these rounds prune and with the bar of tau2 some recover, so that all of the state matters.
 CHANGES = (f"federation.rounds={ROUNDS}", "pruning.target=0.9", "crr.tau1=0.05", "crr.tau2=0.0")
+SCIENCE = ("clients/density", "clients/map", "clients/crr_decision", "clients/loss_total", "clients/weight")
 
 SETS = [word for change in CHANGES for word in ("--set", change)]
 
@@ -445,14 +446,35 @@ class TestRealJobs:
         with open_run(folder) as run, open_run(whole) as reference:
             assert run.rounds == ROUNDS
             assert run["clients/density"][:kept].tolist() == before
-            for name in (
-                "clients/density",
-                "clients/map",
-                "clients/crr_decision",
-                "clients/loss_total",
-                "clients/weight",
-            ):
+            for name in SCIENCE:
                 np.testing.assert_array_equal(run[name], reference[name])
+
+    @pytest.mark.parametrize(
+        ("first", "then"),
+        [
+            (("messages", "messages"), ("sharded", "shared")),
+            (("sharded", "shared"), ("shared", "messages")),
+            (("shared", "messages"), ("messages", "shared")),
+        ],
+    )
+    def test_failed_after_round_1_and_resumed_with_another_uplink_and_downlink(self, whole, tmp_path, first, then):
+        """Raw values, as coded ones are sent whatever the plan; the log tells shares by the means that come of them."""
+
+        def by(uplink: str, downlink: str) -> list[str]:
+            return [word for c in (f"uplink={uplink}", f"downlink={downlink}") for word in ("--set", f"comm.{c}")]
+
+        folder, raw = tmp_path / "run", ["--set", "wire.values=raw"]
+        assert mpi.run(3, [DRIVER, "bug:2", "--", *self.train(tmp_path), *raw, *by(*first)]).code == 70
+        with open_run(folder) as run:
+            assert (run.status, run.rounds) == ("failed", 1)
+        mpi.succeed(3, [DRIVER, "--", "train", "--resume", folder, *by(*then)])
+        assert models(folder) == models(whole)
+        with open_run(folder) as run, open_run(whole) as reference:
+            shares = run.messages[run.messages["direction"] == b"means"]
+            for name in SCIENCE:
+                np.testing.assert_array_equal(run[name], reference[name])
+        sharded = {0} if first[0] == "sharded" else set(range(1, ROUNDS)) if then[0] == "sharded" else set()
+        assert set(shares["round"].tolist()) == sharded
 
     def test_a_signal_stops_with_75_and_the_line_says_how_to_go_on(self, whole, tmp_path):
         folder = tmp_path / "run"

@@ -23,7 +23,9 @@ PEERS = {
     "Flower simulation": ("flwr", "flwr[simulation]", "peer_flower.py", False),
     "APPFL, MPI": ("appfl", "appfl mpi4py", "peer_appfl.py", True),
 }
-"""Module, what pip installs, script, and whether it runs under mpirun."""
+"""Distribution, what pip installs, script, and whether it runs under mpirun."""
+PLANS = ("messages", "shared memory")
+"""Of fedmpi's own exchange, those that a run takes by itself."""
 HERE = Path(__file__).parent
 
 
@@ -32,8 +34,9 @@ def measure(
 ) -> Iterator[Record]:
     """Yield one record per system that is installed for ``python``, and those of fedmpi.
 
-    A peer's first round is left out when there is another: it includes its start. ``ratio_to_dense`` is over fedmpi's
-    dense exchange (density 1). ``say`` is told what is missing or took longer than ``limit`` seconds.
+    A peer's name ends with its version. Its first round is left out when there is another: it includes its start.
+    ``ratio_to_dense`` is over fedmpi's exchange of all values by messages (density 1). ``say`` is told what is missing
+    or took longer than ``limit`` seconds.
 
     Raises
     ------
@@ -42,32 +45,39 @@ def measure(
     LaunchError
         There is no mpirun, or fedmpi's own exchange failed.
     """
-    present = {name: peer for name, peer in PEERS.items() if _installed(python, peer[0])}
-    for name in (name for name in PEERS if name not in present):
+    versions = {name: _version(python, peer[0]) for name, peer in PEERS.items()}
+    for name in (name for name, version in versions.items() if version is None):
         say(f"{name}: not installed for {python}: pip install {PEERS[name][1]}")
-    if not present:
+    if not any(versions.values()):
         raise ConfigError(f"no peer is installed for {python}: give the Python of their environment by --python")
     own = _own(size, clients, limit)
-    dense = next(record for record in own if record.density == 1)
+    dense = next(record for record in own if record.density == 1 and record.plan == "messages")
     moved = 2 * 4 * size * clients
-    for name, (_, _, script, needs_mpi) in present.items():
+    for name, version in versions.items():
+        if version is None:
+            continue
+        _, _, script, needs_mpi = PEERS[name]
         times = _times(python, [str(HERE / script), str(size), str(clients), str(rounds)], clients, limit, needs_mpi)
         if times is None:
             say(f"{name}: no result within {limit:g} s, or it failed")
             continue
         seconds = median(times[1:] or times)
-        yield Record("peers", name, 1.0, name, "raw", seconds, moved, seconds / (dense.seconds or 1))
+        named = f"{name} {version}"
+        yield Record("peers", named, 1.0, name, "raw", seconds, moved, seconds / (dense.seconds or 1))
     for record in own:
         share = (record.seconds or 0) / (dense.seconds or 1)
-        yield Record("peers", "fedmpi", record.density, record.plan, "raw", record.seconds, record.bytes, share)
+        named = f"fedmpi, {record.plan}"
+        yield Record("peers", named, record.density, record.plan, "raw", record.seconds, record.bytes, share)
 
 
-def _installed(python: Path, module: str) -> bool:
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+def _version(python: Path, distribution: str) -> str | None:
+    """Return the version that is installed for ``python``, None when there is none."""
+    code = f"import importlib.metadata; print(importlib.metadata.version({distribution!r}))"
     try:
-        return subprocess.run([python, "-c", code], check=False, capture_output=True, timeout=60).returncode == 0  # noqa: S603
+        done = subprocess.run([python, "-c", code], check=False, capture_output=True, text=True, timeout=60)  # noqa: S603
     except OSError as error:
         raise ConfigError(f"{python}: cannot be started ({error.strerror}); --python names a Python") from error
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _own(size: int, clients: int, limit: float) -> list[Record]:
@@ -78,7 +88,7 @@ def _own(size: int, clients: int, limit: float) -> list[Record]:
         if _run([*_mpirun(Path(sys.executable), clients), sys.executable, *words], limit) is None:
             raise LaunchError("fedmpi's own exchange failed: try mpirun -n 9 fedmpi bench exchange")
         records = [Record(**row) for row in json.loads(path.read_text())]
-    return [record for record in records if record.name == "exchange" and record.plan == "messages"]
+    return [record for record in records if record.name == "exchange" and record.plan in PLANS]
 
 
 def _times(python: Path, argv: list[str], clients: int, limit: float, needs_mpi: bool) -> list[float] | None:  # noqa: FBT001

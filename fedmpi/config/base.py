@@ -57,6 +57,7 @@ def key(
     le: float | None = None,
     lt: float | None = None,
     output_only: bool = False,
+    may_change: bool = False,
 ) -> _T:
     """Declare one configuration key.
 
@@ -77,6 +78,9 @@ def key(
         Bounds.
     output_only
         True when the key cannot change results or what ranks exchange; such keys do not enter the digest.
+    may_change
+        True when all ranks must agree on the key, but a resumed run may have another value than it began with, to the
+        same results.
     """
     extra: JsonDict = {
         "source": source,
@@ -84,6 +88,7 @@ def key(
         "type_text": type_text,
         "bounds": bounds_text(ge=ge, gt=gt, le=le, lt=lt),
         "output_only": output_only,
+        "may_change": may_change,
     }
     # A runtime FieldInfo, which pydantic replaces by the default; typed as the default so that mypy checks it.
     field: _T = Field(
@@ -123,6 +128,12 @@ def is_output_only(field: FieldInfo) -> bool:
     """Tell whether a key is left out of the digest."""
     extra = field.json_schema_extra
     return isinstance(extra, dict) and bool(extra["output_only"])
+
+
+def may_change(field: FieldInfo) -> bool:
+    """Tell whether a resumed run may have another value than the run began with."""
+    extra = field.json_schema_extra
+    return is_output_only(field) or (isinstance(extra, dict) and bool(extra["may_change"]))
 
 
 class Section(BaseModel):

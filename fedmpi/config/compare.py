@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from fedmpi.config.base import is_output_only
+from fedmpi.config.base import may_change
 from fedmpi.config.model import RunConfig, to_yaml
 from fedmpi.config.schema import field_at
 
@@ -13,7 +13,7 @@ _MISSING = object()
 
 
 def differences(written: str, config: RunConfig) -> list[str]:
-    """Return ``key: what was written, what is now`` for every key that differs, output-only ones excepted.
+    """Return ``key: what was written, what is now`` for every key that differs and would change results.
 
     ``written`` is what `to_yaml` gave when the run began, maybe in another version of fedmpi: a key that did not exist
     then counts as its default. Raises ``yaml.YAMLError`` for text that is not YAML.
@@ -23,7 +23,7 @@ def differences(written: str, config: RunConfig) -> list[str]:
     for path in dict.fromkeys([*then, *now]):
         old, new = then.get(path, default.get(path, _MISSING)), now.get(path, _MISSING)
         field = field_at(path.split("."))
-        if old != new and not (field is not None and is_output_only(field)):
+        if old != new and not (field is not None and may_change(field)):
             found.append(f"{path}: {_shown(old)} then, {_shown(new)} now")
     return found
 

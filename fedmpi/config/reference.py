@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from fedmpi.config.base import Section, is_output_only, note
+from fedmpi.config.base import Section, is_output_only, may_change, note
 from fedmpi.config.document import shown
 from fedmpi.config.model import RunConfig
 from fedmpi.config.schema import KeyPath, all_keys, field_at, literals, meant, section_at
@@ -38,7 +38,8 @@ The *source* of a default: **FedCAPR code** was read in that repository, the bas
 1 of the paper (arXiv 2508.17431); **[choice]** is fedmpi's own, because the paper does not say or could not be read: it
 is not the paper's value; **fedmpi** has no counterpart in the papers.
 
-The digest of a run covers every key but those marked *output only*, which cannot change results.
+The digest of a run covers every key but those marked *output only*, which cannot change results. A run is resumed with
+the keys that it began with; those and the keys marked *may change on resuming* are free.
 """
 
 _TYPES = {int: "whole number", float: "number", str: "text", bool: "true | false", Path: "path", type(None): "null"}
@@ -69,7 +70,9 @@ def _about(section: type[Section]) -> str:
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    source = note(field, "source") + (", output only" if is_output_only(field) else "")
+    source = note(field, "source")
+    if may_change(field):
+        source += ", output only" if is_output_only(field) else ", may change on resuming"
     default = f"`{default_text(field)}`"
     cells = (f"`{name}`", type_text(field), default, note(field, "unit"), field.description or "", source)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"

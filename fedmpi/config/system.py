@@ -121,6 +121,7 @@ class CommConfig(Section):
         unit="MB (1e6 byte)",
         gt=0.0,
         le=2000.0,
+        may_change=True,
     )
     downlink: Literal["messages", "shared", "auto"] = key(
         "messages",
@@ -129,6 +130,7 @@ class CommConfig(Section):
         "auto = shared where that is cheaper (one host, raw values, densities that sum to 1 or more), else messages. "
         "The same results and the same bytes in the log.",
         source="fedmpi",
+        may_change=True,
     )
     uplink: Literal["messages", "shared", "sharded", "auto"] = key(
         "messages",
@@ -139,6 +141,7 @@ class CommConfig(Section):
         "ranks are on one host that has room for a dense vector per client, else messages. "
         "The same results to the bit.",
         source="fedmpi",
+        may_change=True,
     )
     deadline_s: Number = key(
         7200.0,
@@ -147,9 +150,16 @@ class CommConfig(Section):
         unit="s",
         gt=0.0,
         le=1e7,
+        may_change=True,
     )
     poll_min_us: Whole = key(
-        50, "Shortest sleep between two looks for a message.", source="fedmpi", unit="us", ge=1, le=10_000_000
+        50,
+        "Shortest sleep between two looks for a message.",
+        source="fedmpi",
+        unit="us",
+        ge=1,
+        le=10_000_000,
+        may_change=True,
     )
     poll_max_us: Whole = key(
         5000,
@@ -158,6 +168,7 @@ class CommConfig(Section):
         unit="us",
         ge=1,
         le=10_000_000,
+        may_change=True,
     )
     bad_update: Literal["error", "skip"] = key(
         "error",

@@ -29,20 +29,26 @@ def test_no_python(tmp_path):
 
 
 def test_records(tmp_path, monkeypatch):
-    """The first round is left out, and the ratio is over fedmpi's dense exchange."""
+    """The first round is left out, and the ratio is over fedmpi's dense exchange by messages."""
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ncase "$*" in *find_spec*flwr*) exit 0;; *find_spec*) exit 1;; esac\n'
+    python.write_text(f'#!/bin/sh\ncase "$*" in *version*flwr*) echo 1.2.3; exit;; *version*) exit 1;; esac\n'
                       f'echo noise; echo "[9.0, 2.0, 4.0]"; exec {sys.executable} -c ""\n')  # fmt: skip
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    own = [Record("exchange", "exchange", d, "messages", "raw", 0.5 * d, 7, 1.0) for d in (0.3, 1.0)]
+    times = {("shared memory", 1.0): 0.25, ("messages", 0.3): 0.15, ("messages", 1.0): 0.5}
+    own = [Record("exchange", "exchange", d, plan, "raw", s, 7, 1.0) for (plan, d), s in times.items()]
     monkeypatch.setattr(peers, "_own", lambda *_: own)
     said = []
     flower, *ours = peers.measure(python, 100, 2, 3, 30.0, said.append)
-    assert (flower.name, flower.seconds, flower.bytes, flower.ratio_to_dense) == ("Flower simulation", 3.0, 1600, 6.0)
-    assert [r.ratio_to_dense for r in ours] == [0.3, 1.0]
+    assert (flower.seconds, flower.bytes, flower.ratio_to_dense) == (3.0, 1600, 6.0)
+    assert flower.name == "Flower simulation 1.2.3"
+    assert [(r.name, r.ratio_to_dense) for r in ours] == [
+        ("fedmpi, shared memory", 0.5),
+        ("fedmpi, messages", 0.3),
+        ("fedmpi, messages", 1.0),
+    ]
     assert len(said) == 1
     assert said[0].startswith("APPFL")
-    assert len(peers.rows([flower, *ours])) == 4
+    assert len(peers.rows([flower, *ours])) == 5
 
 
 def test_too_slow_is_ended_with_its_children(tmp_path):

@@ -11,6 +11,21 @@ def test_the_same_and_output_only_keys_are_no_difference(tiny_config):
     assert differences(written, tiny_config("run.name=other", "checkpoint.every=9", "record.flush_rounds=4")) == []
 
 
+def test_how_values_travel_may_change_and_what_is_done_with_them_may_not(tiny_config):
+    written = to_yaml(tiny_config())
+    plans = (
+        "comm.uplink=sharded",
+        "comm.downlink=shared",
+        "comm.segment_mb=1",
+        "comm.deadline_s=9",
+        "comm.poll_max_us=99",
+    )
+    assert differences(written, tiny_config(*plans)) == []
+    assert tiny_config(*plans).digest() != tiny_config().digest()  # ranks must agree on them all the same
+    bounded = tiny_config("comm.bad_update=skip", "comm.norm_limit=7")
+    assert len(differences(written, bounded)) == 2
+
+
 def test_every_difference_is_named_with_both_values(tiny_config):
     changed = tiny_config("run.seed=1", "federation.rounds=9", "local.augment.pad=3", "data.clients=[prid]")
     assert differences(to_yaml(tiny_config()), changed) == [

@@ -33,7 +33,7 @@ def test_rows_say_type_default_unit_and_source():
     page = render()
     assert (
         "| `poll_min_us` | whole number between 1 and 10000000 | `50` | us | "
-        "Shortest sleep between two looks for a message. | fedmpi |" in page
+        "Shortest sleep between two looks for a message. | fedmpi, may change on resuming |" in page
     )
     assert "| `scope` | layer \\| global | `layer` |  |" in page
     assert "| `split` | whole number between 1 and 4096, or null | `null` | clients |" in page
@@ -41,6 +41,7 @@ def test_rows_say_type_default_unit_and_source():
     assert "| `root` | path or null | `null` |" in page
     assert "| `momentum` | number at least 0 and less than 1 | `0.2` | share |" in page
     assert page.count("output only |") == 10
+    assert page.count("may change on resuming |") == 6
 
 
 def test_python_dash_m_prints_the_page():
