@@ -17,9 +17,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER_PREFIXES = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "HYDI_", "HYDRA_", "MPI_LOCAL", "SLURM_STEP")
+OPEN_MPI_AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 OPEN_MPI = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    **OPEN_MPI_AS_ROOT,
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "PRTE_MCA_hwloc_default_binding_policy": "none",
@@ -53,15 +53,20 @@ needs_mpirun = pytest.mark.skipif(find_mpirun() is None, reason="no mpirun here:
 
 
 @cache
+def is_open_mpi() -> bool:
+    """Return whether jobs are started by Open MPI's mpirun."""
+    launcher = find_mpirun()
+    if launcher is None:
+        return False
+    return "Open MPI" in subprocess.run([launcher, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+@cache
 def environment() -> Mapping[str, str]:
     """Return the environment of jobs: no traces of another launcher, one thread, root and oversubscription allowed."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_PREFIXES)}
     kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    launcher = find_mpirun()
-    if launcher is None:
-        return kept
-    version = subprocess.run([launcher, "--version"], capture_output=True, text=True, check=False).stdout
-    return kept | OPEN_MPI if "Open MPI" in version else kept
+    return kept | OPEN_MPI if is_open_mpi() else kept
 
 
 def command(ranks: int | None, argv: Sequence[object]) -> list[str]:

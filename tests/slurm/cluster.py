@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,8 @@ PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "sque
 NODES, CPUS, GPUS = 3, 16, 9
 SECONDS = 900
 """Longest wait for anything; a machine that others use too is slow."""
+ATTEMPTS = 3
+"""Starts of SLURM before giving up: a port that was free may be taken a moment later."""
 SETTLED = 4
 """Seconds after which a node has forgotten the job's last start; before, it refuses the next one."""
 OVER = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
@@ -39,7 +41,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
-TmpFS={folder}
+TmpFS={folder}/tmp.%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -89,71 +91,107 @@ class Cluster:
     def start(self) -> None:
         """Write the configuration and start the daemons in the foreground, as children of this process."""
         self.folder.chmod(0o755)
-        self._configure()
-        found = programs()
+        self._make_devices()
+        self._start_munge()
+        for _ in range(ATTEMPTS):
+            self._configure()
+            self._start_slurm()
+            wait("all nodes to be idle", lambda: self._one_died() or self._all_idle(), self.logs)
+            if not self._one_died():
+                return
+            story = self.logs()
+            self._end(1)
+        pytest.fail(f"SLURM did not start, {ATTEMPTS} times\n{story}")
+
+    def _start_munge(self) -> None:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
         self._daemon(
-            found["munged"], "--foreground", "--force", f"--key-file={key}", f"--socket={self.folder / 'munge.sock'}",
-            f"--pid-file={self.folder / 'munged.pid'}", f"--log-file={self.folder / 'munged.log'}",
-            f"--seed-file={self.folder / 'munge.seed'}",
+            programs()["munged"], "--foreground", "--force", f"--key-file={key}",
+            f"--socket={self.folder / 'munge.sock'}", f"--pid-file={self.folder / 'munged.pid'}",
+            f"--log-file={self.folder / 'munged.log'}", f"--seed-file={self.folder / 'munge.seed'}",
         )  # fmt: skip
-        wait("munge", (self.folder / "munge.sock").exists)
+        wait("munge", lambda: (self.folder / "munge.sock").exists() or self._one_died(), self.logs)
+
+    def _start_slurm(self) -> None:
+        found = programs()
         self._daemon(found["slurmctld"], "-D", "-c")
         for number in range(1, NODES + 1):
-            self._daemon(found["slurmd"], "-D", "-N", f"n{number}")
-        wait(
-            "all nodes to be idle",
-            lambda: self.call("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * NODES,
-        )
+            name = f"n{number}"
+            self._daemon(*as_host(name), found["slurmd"], "-D", "-N", name)
+
+    def _all_idle(self) -> bool:
+        try:
+            shown = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T", timeout=10).stdout
+        except subprocess.TimeoutExpired:  # nobody answers: it would ask for a minute
+            return False
+        return shown.split() == ["idle"] * NODES
+
+    def _one_died(self) -> bool:
+        return any(daemon.poll() is not None for daemon in self._daemons)
+
+    def _make_devices(self) -> None:
+        """Make GPUs: SLURM wants character devices, so clones of /dev/null."""
+        devices = self.folder / "dev"
+        devices.mkdir()
+        for number in range(GPUS):
+            os.mknod(devices / f"gpu{number}", 0o20666, os.makedev(1, 3))
+        (self.folder / "gres.conf").write_text(f"Name=gpu File={devices}/gpu[0-{GPUS - 1}]\n")
+        (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
 
     def _configure(self) -> None:
-        devices = self.folder / "dev"
-        for path in (devices, self.folder / "state"):
-            path.mkdir()
-        for number in range(GPUS):  # SLURM wants character devices: clones of /dev/null
-            os.mknod(devices / f"gpu{number}", 0o20666, os.makedev(1, 3))
+        """Write slurm.conf, with ports that are free now."""
         ports, host = free_ports(NODES + 1), socket.gethostname().split(".")[0]
         # MPICH names what its ranks share in memory after job and step. Another cluster's leftovers have other numbers.
         first = random.randrange(1000, 60_000_000)
+        (self.folder / "state").mkdir(exist_ok=True)
         text = CONFIGURATION.format(folder=self.folder, host=host, ports=ports, nodes=NODES, first=first)
         for number, port in enumerate(ports[1:], 1):
-            (self.folder / f"spool.n{number}").mkdir()
+            for kind in ("spool", "tmp"):  # each node has its own: PMIx keeps its sockets there
+                (self.folder / f"{kind}.n{number}").mkdir(exist_ok=True)
             text += (
                 f"NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} Boards=1 "
                 f"SocketsPerBoard=1 CoresPerSocket={CPUS} ThreadsPerCore=1 RealMemory=1000 Gres=gpu:{GPUS}\n"
             )
         (self.folder / "slurm.conf").write_text(text)
-        (self.folder / "gres.conf").write_text(f"Name=gpu File={devices}/gpu[0-{GPUS - 1}]\n")
-        (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
 
     def _daemon(self, *argv: str) -> None:
-        log = (self.folder / f"{Path(argv[0]).name}{len(self._daemons)}.out").open("wb")
+        """Start a daemon that ends when this process does, even if that is killed."""
+        name = next(Path(word).name for word in argv if Path(word).name in PROGRAMS)
+        log = (self.folder / f"{name}{len(self._daemons)}.out").open("wb")
+        command = ["setpriv", "--pdeathsig", "TERM", *argv]
         self._daemons.append(
-            subprocess.Popen(argv, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         )
 
     def stop(self) -> None:
         """End all jobs, then the daemons, the last one first."""
-        if self._daemons:
+        if len(self._daemons) > 1 and not self._one_died():
             self.run("scancel", "--state=running", "-s", "KILL", "--full", "-u", "root")
             self.run("scancel", "-u", "root")
             end = time.monotonic() + 20
             while self.run("squeue", "-h").stdout.strip() and time.monotonic() < end:
                 time.sleep(0.2)
-        for daemon in reversed(self._daemons):
+        self._end(0)
+
+    def _end(self, first: int) -> None:
+        """End the daemons from number ``first`` on."""
+        while len(self._daemons) > first:
+            daemon = self._daemons.pop()
             daemon.terminate()
             try:
                 daemon.wait(20)
             except subprocess.TimeoutExpired:
                 daemon.kill()
 
-    def run(self, *argv: object, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *argv: object, cwd: Path | None = None, timeout: float = SECONDS, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command of SLURM, or one that uses it."""
         return subprocess.run(
             [str(part) for part in argv], env={**self.environment, **more}, cwd=cwd or self.folder, text=True,
-            capture_output=True, check=False, timeout=SECONDS, stdin=subprocess.DEVNULL,
+            capture_output=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
     def call(self, *argv: object, cwd: Path | None = None, **more: str) -> str:
@@ -206,16 +244,27 @@ class Cluster:
         return "\n".join(f"--- {p.name}\n{p.read_text()[-1500:]}" for p in sorted(self.folder.glob("*.out")))
 
 
+def as_host(name: str) -> list[str]:
+    """Return what starts a program on a node that has its own host name, as real ones do.
+
+    PMIx finds the ranks of a node by it, and Open MPI those that may share memory. Without the right to a name of its
+    own (in some containers) the node has the machine's.
+    """
+    named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name]
+    tried = subprocess.run([*named, "true"], capture_output=True, check=False)
+    return named if tried.returncode == 0 else []
+
+
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Return ports that nobody listens on, below those that the system gives to outgoing connections."""
+    found: list[int] = []
+    for port in random.sample(range(10_000, 30_000), 200):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError("no free ports")
 
 
 def wait(what: str, done: Callable[[], bool], story: Callable[[], str] = str) -> None:

@@ -1,6 +1,7 @@
 import pytest
 
 from tests.slurm import cluster as private
+from tests.slurm import trainings
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,11 @@ def site(tmp_path):
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").write_text(f"export PATH={tmp_path}/bin:$PATH\n")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory):
+    """Return the checksums of the uninterrupted run of two clients."""
+    site = tmp_path_factory.mktemp("two")
+    trainings.tiny(site, *trainings.TWO)
+    return trainings.uninterrupted(site)
