@@ -29,8 +29,8 @@ __all__ = [
 
 Values = NDArray[np.float32]
 
-BLOCK = 1 << 17
-"""Entries of a block: shorter ones cost more calls, longer ones leave the second cache."""
+BLOCK = 1 << 18
+"""Entries of a block: shorter ones cost more calls, longer ones more memory and cache."""
 MOST_CLIENTS = 8
 """So many clients fit a byte that says who keeps an entry."""
 
@@ -128,7 +128,8 @@ def _sums(clients: Sequence[_Client], size: int, *, count_weights: bool) -> tupl
     """Return numerator and, if it is counted here, denominator over the next ``size`` entries of all clients."""
     numerator, denominator = _scratch.numerator[:size], _scratch.denominator[:size]
     numerator.fill(0)
-    denominator.fill(0)
+    if count_weights:
+        denominator.fill(0)
     for client in clients:
         client.add_next(numerator, denominator if count_weights else None)
     return numerator, denominator
@@ -171,14 +172,17 @@ class _Holders:
     """Who keeps each entry, for the masks that were merged last."""
 
     def __init__(self) -> None:
-        self._known: tuple[tuple[ref[Mask], ...], NDArray[np.uint16]] | None = None
+        self._known: tuple[tuple[ref[Mask], ...], list[bytes], NDArray[np.uint16]] | None = None
 
     def of(self, masks: Sequence[Mask]) -> NDArray[np.uint16]:
         """Return bytes whose bit k is client k, two entries in each number of uint16[ceil(N / 2)]."""
         known = self._known
-        if known is None or [mask() for mask in known[0]] != list(masks):
-            known = self._known = tuple(ref(mask) for mask in masks), _held(masks)
-        return known[1]
+        if known is not None and [id(mask()) for mask in known[0]] == [id(mask) for mask in masks]:
+            return known[2]
+        hashes = [mask.hash for mask in masks]
+        held = known[2] if known is not None and known[1] == hashes else _held(masks)
+        self._known = tuple(ref(mask) for mask in masks), hashes, held
+        return held
 
 
 _holders = _Holders()

@@ -7,8 +7,8 @@ it as well. Memory is bounded by `ROOM`; a mask for which there is no room is se
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from threading import Lock
-from weakref import WeakKeyDictionary
+from threading import RLock
+from weakref import WeakValueDictionary, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,44 +26,63 @@ PATIENCE = 1000
 _SEARCHED = 1 << 20
 
 
+@dataclass(eq=False)
+class _Entry:
+    places: Places
+    asked: int = 0
+
+
 class Positions:
     """Positions of masks that are alive, ``room`` bytes at most."""
 
     def __init__(self, room: int) -> None:
         self._room = room
-        self._found: WeakKeyDictionary[Mask, Places] = WeakKeyDictionary()
-        self._asked: WeakKeyDictionary[Mask, int] = WeakKeyDictionary()
+        self._known: dict[int, tuple[ref[Mask], _Entry]] = {}  # by identity: masks are long to compare
+        self._entries: WeakValueDictionary[bytes, _Entry] = WeakValueDictionary()  # by content
         self._requests = 0
-        self._lock = Lock()
+        self._lock = RLock()  # a mask may go, and be forgotten, while another one is searched
 
     def of(self, mask: Mask) -> Places | None:
         """Return the kept entries' places, ascending: int32[count], int64 from 2**31 entries on; None without room."""
         with self._lock:
             self._requests += 1
-            found = self._found.get(mask)
-            if found is None:
-                if not self._has_room(mask.count() * width(mask).itemsize):
-                    return None
-                found = self._found[mask] = search(mask)
-            self._asked[mask] = self._requests
-            return found
+            entry = self._entry(mask)
+            if entry is None:
+                return None
+            entry.asked = self._requests
+            return entry.places
 
     @property
     def nbytes(self) -> int:
         """Bytes in use."""
-        return sum(places.nbytes for places in self._found.values())
+        return sum(entry.places.nbytes for entry in self._entries.values())
+
+    def _entry(self, mask: Mask) -> _Entry | None:
+        known = self._known.get(id(mask))
+        if known is not None and known[0]() is mask:
+            return known[1]
+        entry = self._entries.get(mask.hash)
+        if entry is None:
+            if not self._has_room(mask.count() * width(mask).itemsize):
+                return None
+            entry = self._entries[mask.hash] = _Entry(search(mask))
+        key = id(mask)
+        self._known[key] = ref(mask, lambda gone: self._forget(key, gone)), entry
+        return entry
+
+    def _forget(self, key: int, gone: ref[Mask]) -> None:
+        with self._lock:
+            if key in self._known and self._known[key][0] is gone:  # else another mask has this identity by now
+                del self._known[key]
 
     def _has_room(self, wanted: int) -> bool:
         """Drop what nobody asks for any more, if need be; whether there is room then.
 
         What is in use stays even if it is the oldest: masks are asked for in turn, and each would push out the next.
         """
-        if wanted <= self._room - self.nbytes:
-            return True
-        for mask, last in list(self._asked.items()):
-            if self._requests - last > PATIENCE:
-                self._found.pop(mask, None)
-                self._asked.pop(mask, None)
+        if wanted > self._room - self.nbytes:
+            patient = self._requests - PATIENCE
+            self._known = {key: known for key, known in self._known.items() if known[1].asked >= patient}
         return wanted <= self._room - self.nbytes
 
 

@@ -12,7 +12,7 @@ from fedmpi.sparse.positions import Positions, Span
 from tests.sparse.support import any_float32, bits_equal
 from tests.sparse.test_kernels import dense_merge, run_merge
 
-SIZE = 300_001  # three blocks, the last of them short and odd
+SIZE = 600_001  # three blocks, the last of them short and odd
 
 
 def mask_of(seed, density=0.3, size=1000):
@@ -48,7 +48,10 @@ def test_equal_masks_share_what_was_found_until_they_are_gone():
     assert cache.of(first) is cache.of(again)
     assert cache.of(other) is not cache.of(first)
     assert cache.nbytes == 4 * (first.count() + other.count())
+    found = cache.of(first)
     del first
+    assert cache.of(again) is found
+    del again
     gc.collect()
     assert cache.nbytes == 4 * other.count()
 
@@ -75,7 +78,7 @@ def test_blocks_of_a_span(density, room):
     mask = mask_of(3, density, SIZE)
     kept = mask.to_bool()
     scratch = np.empty(64 * 100, np.int32)
-    for lo, hi in [(0, SIZE), (128, 64 * 1000), (64 * 4000, SIZE)]:
+    for lo, hi in [(0, SIZE), (128, 64 * 1000), (64 * 8000, SIZE)]:
         found = [None if part is None else part.copy() for part in Span(mask, lo, hi).blocks(scratch.size, scratch)]
         starts = range(lo, hi, scratch.size)
         for start, part in zip(starts, found, strict=True):
@@ -89,7 +92,7 @@ def test_blocks_of_a_span(density, room):
 def test_pack_and_expand_over_many_blocks_and_ranges(density, room):
     mask, theta = mask_of(4, density, SIZE), any_float32(np.random.default_rng(0), SIZE)
     kept, out = mask.to_bool(), np.empty(SIZE, np.float32)
-    for lo, hi in [(0, SIZE), (128, 64 * 1000), (64 * 4000, SIZE)]:
+    for lo, hi in [(0, SIZE), (128, 64 * 1000), (64 * 8000, SIZE)]:
         values = theta[lo:hi][kept[lo:hi]]
         assert bits_equal(pack(theta, mask, lo, hi), values)
         assert bits_equal(expand(values, mask, lo, hi, out)[lo:hi], np.where(kept, theta, np.float32(0))[lo:hi])
