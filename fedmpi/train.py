@@ -23,6 +23,7 @@ from fedmpi.comm import (
     agree,
     check_one_world,
     check_same,
+    find_nodes,
     gather_rows,
     plan_downlink,
     plan_uplink,
@@ -156,6 +157,7 @@ def _set_up(ranks: Ranks, patience: Patience, config: RunConfig, stopper: Stoppe
         wire=wire,
         shared=laid,
         sharded=config.comm.uplink == "sharded",
+        nodes=find_nodes(ranks) if config.comm.uplink == "hierarchical" else None,
     )
     return World(config, ranks, patience, meter, learner, clients, scatter, reduce), placed
 

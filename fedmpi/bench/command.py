@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
 CODINGS = ("raw", "lossless", "bf16", "fp16")
+NODES = click.option(
+    "--nodes",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Pretend that the ranks fill N nodes (comm.uplink hierarchical).",
+)
 
 
 @click.group("bench")
@@ -98,6 +104,7 @@ def codec(densities: tuple[float, ...], repeats: int, model: str, size: int | No
 @bench.command("exchange")
 @options("0.1,0.3,1.0")
 @click.option("--segment-mb", type=click.FloatRange(0, min_open=True), metavar="MB", help="As comm.segment_mb.")
+@NODES
 @click.option("--values", "codings", type=click.Choice(CODINGS), multiple=True, default=("raw",), show_default=True)
 def exchange(
     densities: tuple[float, ...],
@@ -106,6 +113,7 @@ def exchange(
     size: int | None,
     path: Path | None,
     segment_mb: float | None,
+    nodes: int | None,
     codings: tuple[str, ...],
 ) -> None:
     """One round's exchange, dense and sparse: mpirun -n 9 fedmpi bench exchange.
@@ -122,16 +130,18 @@ def exchange(
     made = _model(model, size)
     if comm.rank == 0:
         _head(f"{made.layout.size:,} parameters, {comm.size - 1} clients, medians of {repeats}")
-    records = room.measure(
-        comm, made.layout, densities, codings, repeats, None if segment_mb is None else int(1e6 * segment_mb)
-    )
+    segment_bytes = None if segment_mb is None else int(1e6 * segment_mb)
+    records = room.measure(comm, made.layout, densities, codings, repeats, segment_bytes, nodes)
     if comm.rank == 0:
         _show(records, room.rows, 3, path)
 
 
 @bench.command("scale")
 @options("0.1", repeats=5)
-def scale(densities: tuple[float, ...], repeats: int, model: str, size: int | None, path: Path | None) -> None:
+@NODES
+def scale(
+    densities: tuple[float, ...], repeats: int, model: str, size: int | None, path: Path | None, nodes: int | None
+) -> None:
     """Server CPU and wall time of an uplink against the number of clients: mpirun -n 65 fedmpi bench scale.
 
     8, 16, 32 ... clients as far as there are ranks, and the straight line through them beyond. With more ranks than
@@ -145,7 +155,7 @@ def scale(densities: tuple[float, ...], repeats: int, model: str, size: int | No
     made = _model(model, size)
     if comm.rank == 0:
         _head(f"{made.layout.size:,} parameters, medians of {repeats}")
-    records = room.measure(comm, made.layout, densities, repeats)
+    records = room.measure(comm, made.layout, densities, repeats, nodes)
     if comm.rank == 0:
         _show(records, room.rows, 2, path)
 

@@ -10,7 +10,7 @@ import torch
 from mpi4py import MPI
 
 from fedmpi.bench.dense import Collective, Pickled, Streamed
-from fedmpi.bench.field import Field, Way, peak_above
+from fedmpi.bench.field import Field, Way, nodes_of, peak_above
 from fedmpi.bench.records import Record, cell, milliseconds
 from fedmpi.bench.sparse import Shared, Sparse
 from fedmpi.bench.timing import Times, middle, ratio
@@ -33,8 +33,11 @@ def measure(
     codings: Sequence[str],
     repeats: int,
     segment_bytes: int | None,
+    nodes: int | None = None,
 ) -> list[Record]:
     """*Collective*. Return all records on rank 0, an empty list elsewhere.
+
+    ``nodes`` is on how many the ranks are to pretend to be, for the hierarchical plan; None = as they are.
 
     Seconds are wall time at the server, from all ranks ready to all ranks done. ``ratio_to_dense`` compares a phase
     with the dense plan that is fastest in it, and an exchange with the fastest of each phase; memory with one dense
@@ -50,14 +53,15 @@ def measure(
     check_one_world(comm.size)
     if comm.size < 2:
         raise LaunchError("an exchange needs a server and a client: mpirun -n 9 fedmpi bench exchange")
-    check_same(comm, options=repr((layout.hash, densities, codings, repeats, segment_bytes)))
+    check_same(comm, options=repr((layout.hash, densities, codings, repeats, segment_bytes, nodes)))
     ranks = Ranks.create(comm, comm.size - 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         field = Field(ranks, layout, segment_bytes)
         shared = Shared.where_possible(ranks, layout.size)
-        records = list(_measured(field, _ways(field, densities, codings, shared), repeats))
+        ways = _ways(field, densities, codings, shared, nodes_of(ranks, nodes))
+        records = list(_measured(field, ways, repeats))
     finally:
         torch.set_num_threads(threads)
     if shared is not None:
@@ -66,7 +70,13 @@ def measure(
     return records if comm.rank == SERVER else []
 
 
-def _ways(field: Field, densities: Sequence[float], codings: Sequence[str], shared: Shared | None) -> list[Way]:
+def _ways(
+    field: Field,
+    densities: Sequence[float],
+    codings: Sequence[str],
+    shared: Shared | None,
+    nodes: Sequence[int] | None,
+) -> list[Way]:
     dense: list[Way] = [
         Streamed(field, "dense, whole vectors", whole=True),
         Streamed(field, "dense, segmented", whole=False),
@@ -76,7 +86,8 @@ def _ways(field: Field, densities: Sequence[float], codings: Sequence[str], shar
     sparse = [Sparse(field, density, coding) for coding in codings for density in densities]
     raw = densities if "raw" in codings else ()
     sparse += [Sparse(field, density, "raw", shared) for density in raw if shared is not None]
-    return [*dense, *sparse, *(Sparse(field, density, sharded=True) for density in raw)]
+    sparse += [Sparse(field, density, sharded=True) for density in raw]
+    return [*dense, *sparse, *(Sparse(field, density, nodes=nodes) for density in raw if nodes is not None)]
 
 
 def _measured(field: Field, ways: list[Way], repeats: int) -> Iterator[Record]:

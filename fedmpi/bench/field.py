@@ -11,11 +11,21 @@ from typing import Protocol
 import numpy as np
 
 from fedmpi.bench.cases import Values, draw_trained, draw_values
-from fedmpi.comm import Patience, Ranks
+from fedmpi.comm import Patience, Ranks, find_nodes
 from fedmpi.sparse import Layout
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+
+
+def nodes_of(ranks: Ranks, pretended: int | None) -> tuple[int, ...] | None:
+    """*Collective*. Return the node of every rank, or None where there is only one.
+
+    The ranks fill as many nodes as are ``pretended``, one after the other; None takes them as they are.
+    """
+    size = ranks.size
+    nodes = find_nodes(ranks) if pretended is None else tuple(r * min(pretended, size) // size for r in range(size))
+    return nodes if len({*nodes}) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fedmpi.bench.dense import Streamed
-from fedmpi.bench.field import Field, Way
+from fedmpi.bench.field import Field, Way, nodes_of
 from fedmpi.bench.records import Record, milliseconds
 from fedmpi.bench.sparse import Shared, Sparse
 from fedmpi.comm import SERVER, Patience, Ranks, check_one_world, check_same
@@ -29,10 +29,13 @@ BEYOND = (128, 256, 512)
 NAMES = ("server CPU", "wall")
 
 
-def measure(comm: MPI.Intracomm, layout: Layout, densities: Sequence[float], repeats: int) -> list[Record]:
+def measure(
+    comm: MPI.Intracomm, layout: Layout, densities: Sequence[float], repeats: int, nodes: int | None = None
+) -> list[Record]:
     """*Collective*. Return all records on rank 0, an empty list elsewhere; ``bytes`` is the number of clients.
 
-    In the world of so many ranks, the first 9, 17, 33 ... of them exchange while the others sleep.
+    In the world of so many ranks, the first 9, 17, 33 ... of them exchange while the others sleep. ``nodes`` is on how
+    many the ranks are to pretend to be; without it the hierarchical plan is measured where there are several.
 
     Raises
     ------
@@ -42,36 +45,39 @@ def measure(comm: MPI.Intracomm, layout: Layout, densities: Sequence[float], rep
     check_one_world(comm.size)
     if comm.size <= FEWEST:
         raise LaunchError("costs against the number of clients need 9 ranks or more: mpirun -n 65 fedmpi bench scale")
-    check_same(comm, options=repr((layout.hash, densities, repeats)))
+    check_same(comm, options=repr((layout.hash, densities, repeats, nodes)))
     torch.set_num_threads(1)
     records: list[Record] = []
     clients = FEWEST
     while clients < comm.size:
         part = comm.Split(int(comm.rank <= clients), comm.rank)
         if comm.rank <= clients:
-            records += _measure(part, layout, densities, repeats)
+            records += _measure(part, layout, densities, repeats, nodes)
         Patience(deadline=3600.0).wait(comm.Ibarrier(), "ranks that exchange")
         part.Free()
         clients *= 2
     return records if comm.rank == SERVER else []
 
 
-def _measure(comm: MPI.Comm, layout: Layout, densities: Sequence[float], repeats: int) -> list[Record]:
+def _measure(
+    comm: MPI.Comm, layout: Layout, densities: Sequence[float], repeats: int, nodes: int | None
+) -> list[Record]:
     """*Collective*. Return the records of one number of clients."""
     ranks = Ranks.create(comm, comm.size - 1)  # type: ignore[arg-type]
     field = Field(ranks, layout, None)
     shared = Shared.where_possible(ranks, layout.size)
-    records = list(_timed(field, _ways(field, densities, shared), repeats))
+    records = list(_timed(field, _ways(field, densities, shared, nodes_of(ranks, nodes)), repeats))
     if shared is not None:
         shared.free()
     ranks.free()
     return records
 
 
-def _ways(field: Field, densities: Sequence[float], shared: Shared | None) -> list[Way]:
+def _ways(field: Field, densities: Sequence[float], shared: Shared | None, nodes: Sequence[int] | None) -> list[Way]:
     ways: list[Way] = [Streamed(field, "dense, whole vectors", whole=True)]
     for density in densities:
         ways += [Sparse(field, density), Sparse(field, density, sharded=True)]
+        ways += [Sparse(field, density, nodes=nodes)] if nodes is not None else []
         ways += [Sparse(field, density, shared=shared)] if shared is not None else []
     return ways
 

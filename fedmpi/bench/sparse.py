@@ -1,7 +1,7 @@
 """The package's own exchange as the rounds use it, on drawn masks and values."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -57,7 +57,7 @@ class Sparse:
 
     ``coding`` is a value of the key ``wire.values``. Lossless values are coded against what was sent before. With
     ``shared`` memory, clients take their values from there and lay their updates down there. ``sharded``: every rank
-    merges a share of the parameters.
+    merges a share of the parameters. With ``nodes``, of every rank, each node merges its clients first.
     """
 
     def __init__(
@@ -68,9 +68,11 @@ class Sparse:
         shared: Shared | None = None,
         *,
         sharded: bool = False,
+        nodes: Sequence[int] | None = None,
     ) -> None:
         self._field, self.density, self.coding = field, density, coding
         self.plan = "sharded" if sharded else "messages" if shared is None else "shared memory"
+        self.plan = self.plan if nodes is None else "hierarchical"
         ranks, layout, size = field.ranks, field.layout, field.layout.size
         named = ranks.clients if ranks.is_server else ranks.hosted
         self._masks = {c: draw_mask(size, density, 1000 + c) for c in named}
@@ -98,6 +100,7 @@ class Sparse:
             wire=wire,
             shared=None if shared is None else shared.up,
             sharded=sharded,
+            nodes=nodes,
         )
         self._moved = (0, 0)
 

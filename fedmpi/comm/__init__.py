@@ -9,7 +9,7 @@ from fedmpi.comm.coding import Wire
 from fedmpi.comm.gather import gather_rows
 from fedmpi.comm.link import plan_wire
 from fedmpi.comm.parcels import Address, Parcel
-from fedmpi.comm.ranks import SERVER, Ranks, check_one_world, check_same, host_names
+from fedmpi.comm.ranks import SERVER, Ranks, check_one_world, check_same, find_nodes, host_names
 from fedmpi.comm.reduce import Known, Reduce
 from fedmpi.comm.scatter import Scatter
 from fedmpi.comm.shared import SharedUpdates, SharedVector, plan_downlink, plan_uplink
@@ -35,6 +35,7 @@ __all__ = [
     "check_one_world",
     "check_same",
     "control_bytes",
+    "find_nodes",
     "gather_blobs",
     "gather_rows",
     "host_names",

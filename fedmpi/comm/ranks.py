@@ -127,6 +127,16 @@ def check_same(comm: MPI.Intracomm, **facts: str) -> None:
             raise LaunchError(message)
 
 
+def find_nodes(ranks: Ranks) -> tuple[int, ...]:
+    """*Collective*. Return the node of every rank, named by the lowest rank that shares memory with it."""
+    node = ranks.control.Split_type(MPI.COMM_TYPE_SHARED, key=ranks.rank)
+    lowest, everyone = np.array([ranks.rank]), np.empty(ranks.size, np.int64)
+    node.Bcast(lowest)
+    ranks.control.Allgather(lowest, everyone)
+    node.Free()
+    return tuple(int(name) for name in everyone)
+
+
 def host_names(comm: MPI.Intracomm) -> list[str]:
     """*Collective*. Return the host name of every rank (set-up only; fixed 64 bytes a rank)."""
     mine = np.frombuffer(socket.gethostname().encode()[:64].ljust(64, b"\0"), np.uint8)

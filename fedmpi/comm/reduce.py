@@ -7,7 +7,7 @@ on the order of arrival nor on the number of ranks.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,10 +15,12 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.comm.coding import Wire
+from fedmpi.comm.delegated import Delegated, Moved
 from fedmpi.comm.gathering import gather_merge
+from fedmpi.comm.hierarchical import Hierarchical
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.segments import Cuts
-from fedmpi.comm.sharded import Moved, Sharded
+from fedmpi.comm.sharded import Sharded
 from fedmpi.comm.shared import SharedUpdates
 from fedmpi.comm.task import Surroundings, Task, Values
 from fedmpi.comm.traffic import Meter, Traffic
@@ -66,6 +68,9 @@ class Reduce:
         Memory in which clients may lay down raw values; `free` gives it back.
     sharded
         Whether every rank merges a share of the parameters.
+    nodes
+        Of each rank, by any number: where there are several, each is to merge its own clients first. The bits of the
+        mean then depend on them.
     """
 
     def __init__(
@@ -80,13 +85,16 @@ class Reduce:
         wire: Wire = Wire(),  # noqa: B008 - frozen
         shared: SharedUpdates | None = None,
         sharded: bool = False,
+        nodes: Sequence[int] | None = None,
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience.lively, meter
         self._cuts = Cuts(layout.size, len(ranks.hosts), segment_bytes)
         self._around = Surroundings(ranks, self._cuts, self._patience, meter)
         self._coding = wire.coding(reference=True)
         self._shared = shared
-        self._sharded = Sharded(self._around) if sharded and ranks.size > 1 else None
+        self._delegated: Delegated | None = Sharded(self._around) if sharded and ranks.size > 1 else None
+        if nodes is not None and len({*nodes}) > 1:
+            self._delegated = Hierarchical(self._around, nodes)
         self._open: list[Traffic] = []
         self._codings: dict[int, ValueCoding] = {}
         self._limit, self._max_scalars = head_bound(layout, max_scalars), max_scalars
@@ -229,15 +237,15 @@ class Reduce:
         """
         begin = time.perf_counter()
         task = Task(values, masks, self._codings, heads, weights, theta, skip_pruned, references or {})
-        if self._sharded is not None and all(map(Sharded.takes, {*self._codings.values()} or {self._coding})):
-            ups, means = self._sharded.merge(task)
+        if self._delegated is not None and all(map(Delegated.takes, {*self._codings.values()} or {self._coding})):
+            ups, means = self._delegated.merge(task)
         else:
             sizes = gather_merge(self._around, task, self._shared)
             ups, means = {c: Moved(values=size) for c, size in sizes.items()}, {}
         self._note(ups, means, time.perf_counter() - begin)
 
     def _note(self, ups: Mapping[int, Moved], means: Mapping[int, Moved], seconds: float) -> None:
-        """Note the messages that are now complete, and those that brought the means of other ranks."""
+        """Note the messages that are now complete, and those that brought what other ranks merged."""
         for message in self._open:
             m = ups[message.client]
             whole = replace(message, header=message.header + m.header, mask=message.mask + m.mask, values=m.values)

@@ -25,7 +25,7 @@ def shares(size: int, ranks: int) -> list[Range]:
 
 def parted(mask: Mask, lo: int, hi: int) -> Mask:
     """Return the part of a mask, ``lo`` a multiple of 64, ``hi`` as well or the end."""
-    return Mask(mask.words[lo // WORD : -(-hi // WORD)], hi - lo)
+    return mask if (lo, hi) == (0, mask.size) else Mask(mask.words[lo // WORD : -(-hi // WORD)], hi - lo)
 
 
 def union(masks: Iterable[Mask], size: int) -> Mask:

@@ -19,7 +19,7 @@ class Direction(IntEnum):
     REQUEST = 2  # a client's word on its received model (CRR stage 2): keep it, or recover
     RECOVER = 3  # values that a recovering client had pruned
     EVALUATE = 4  # the whole global model, for measuring only; no method pays for it
-    MEANS = 5  # a rank's share of the mean, to the server (sharded uplink); noted for the rank's first client
+    MEANS = 5  # what a rank has merged, to the server (sharded, hierarchical); noted for the rank's first client
 
 
 DIRECTIONS = {

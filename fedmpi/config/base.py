@@ -1,6 +1,6 @@
 """What every section of a run description is made of: strict scalar types, documented keys, checks across keys."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
@@ -58,6 +58,7 @@ def key(
     lt: float | None = None,
     output_only: bool = False,
     may_change: bool = False,
+    but_not: tuple[str, ...] = (),
 ) -> _T:
     """Declare one configuration key.
 
@@ -81,6 +82,8 @@ def key(
     may_change
         True when all ranks must agree on the key, but a resumed run may have another value than it began with, to the
         same results.
+    but_not
+        Values from and to which it may not, since they change results.
     """
     extra: JsonDict = {
         "source": source,
@@ -89,6 +92,7 @@ def key(
         "bounds": bounds_text(ge=ge, gt=gt, le=le, lt=lt),
         "output_only": output_only,
         "may_change": may_change,
+        "but_not": list(but_not),
     }
     # A runtime FieldInfo, which pydantic replaces by the default; typed as the default so that mypy checks it.
     field: _T = Field(
@@ -130,10 +134,13 @@ def is_output_only(field: FieldInfo) -> bool:
     return isinstance(extra, dict) and bool(extra["output_only"])
 
 
-def may_change(field: FieldInfo) -> bool:
-    """Tell whether a resumed run may have another value than the run began with."""
+def may_change(field: FieldInfo, values: Iterable[object] = ()) -> bool:
+    """Tell whether a resumed run may have another value than the run began with; ``values`` are both, if known."""
     extra = field.json_schema_extra
-    return is_output_only(field) or (isinstance(extra, dict) and bool(extra["may_change"]))
+    if is_output_only(field) or not isinstance(extra, dict) or not extra["may_change"]:
+        return is_output_only(field)
+    fixed = extra["but_not"]
+    return not (isinstance(fixed, list) and any(value in fixed for value in values))
 
 
 class Section(BaseModel):

@@ -23,7 +23,7 @@ def differences(written: str, config: RunConfig) -> list[str]:
     for path in dict.fromkeys([*then, *now]):
         old, new = then.get(path, default.get(path, _MISSING)), now.get(path, _MISSING)
         field = field_at(path.split("."))
-        if old != new and not (field is not None and may_change(field)):
+        if old != new and not (field is not None and may_change(field, (old, new))):
             found.append(f"{path}: {_shown(old)} then, {_shown(new)} now")
     return found
 

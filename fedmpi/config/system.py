@@ -132,16 +132,19 @@ class CommConfig(Section):
         source="fedmpi",
         may_change=True,
     )
-    uplink: Literal["messages", "shared", "sharded", "auto"] = key(
+    uplink: Literal["messages", "shared", "sharded", "hierarchical", "auto"] = key(
         "messages",
         "How the updates are merged. messages = every client sends its values, and the server merges; shared = clients "
         "on the server's host lay raw values down in memory that they share with it, others send, and the log counts "
         "them alike; sharded = every rank merges a share of the parameters, of all clients, and the server gets the "
-        "means (values that are coded against what it holds are sent to it all the same); auto = shared where all "
+        "means (values that are coded against what it holds are sent to it all the same); hierarchical = every node "
+        "merges its own clients first, and the server the nodes (coded values as before); auto = shared where all "
         "ranks are on one host that has room for a dense vector per client, else messages. "
-        "The same results to the bit.",
+        "The same results to the bit, but for hierarchical, whose last bits depend on which clients share a node: a "
+        "resumed run keeps it.",
         source="fedmpi",
         may_change=True,
+        but_not=("hierarchical",),
     )
     deadline_s: Number = key(
         7200.0,

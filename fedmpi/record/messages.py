@@ -15,7 +15,7 @@ DIRECTIONS: Final[Mapping[str, str]] = {
     "up": "update, client to server",
     "down": "model, server to client",
     "eval": "global model, server to client, only to be evaluated",
-    "means": "a rank's share of the mean to the server (comm.uplink sharded), under the rank's first client",
+    "means": "what a rank has merged, to the server (comm.uplink sharded, hierarchical), under its first client",
     "recover": "recovered values, server to client (CRR stage 2)",
     "request": "recovery request, client to server (CRR stage 2)",
 }

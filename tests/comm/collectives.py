@@ -7,6 +7,7 @@ import hashlib
 import sys
 import time
 import traceback
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -79,10 +80,12 @@ class Case:
 class Counted(MPI.Intracomm):
     """A communicator that knows how many bytes this rank has handed to it."""
 
-    sent = 0
+    sent, by_tag = 0, Counter()
 
     def Isend(self, buf, dest, tag=0):
-        Counted.sent += memoryview(buf[0] if isinstance(buf, list) else buf).nbytes
+        size = memoryview(buf[0] if isinstance(buf, list) else buf).nbytes
+        Counted.sent += size
+        Counted.by_tag[dest, tag] += size
         return super().Isend(buf, dest, tag)
 
 
@@ -162,11 +165,17 @@ def exchange(
     skip: bool,
     wire: Wire = RAW,
     uplink: str = "messages",
+    nodes: tuple[int, ...] | None = None,
+    merges: int | None = None,
 ):
-    """Send heads and values up; return the merged vector, the heads and the meter of the server."""
+    """Send heads and values up; return the merged vector, the heads and the meter of the server.
+
+    Twice where masks are remembered, unless ``merges`` says otherwise.
+    """
+    merges = merges or (2 if (uplink == "sharded" and ranks.size > 1) or nodes else 1)
     meter = Meter()
     memory = plan_uplink(ranks, N, uplink)
-    ranks, Counted.sent = replace(ranks, comm=Counted(ranks.comm)), 0
+    ranks, Counted.sent, Counted.by_tag = replace(ranks, comm=Counted(ranks.comm)), 0, Counter()
     assert (memory is None) == (uplink in {"messages", "sharded"} or ranks.size == 1)
     reduce = Reduce(
         ranks,
@@ -178,6 +187,7 @@ def exchange(
         wire=wire,
         shared=memory,
         sharded=uplink == "sharded",
+        nodes=nodes,
     )
     full = Mask.full(N)
     values = {c: reduce.rounded(case.values[c]) for c in ranks.hosted}
@@ -203,7 +213,7 @@ def exchange(
     known = {c: Known(full, 7) for c in ranks.clients} if ranks.is_server else {}
     references = {c: np.where(case.kept[c], case.old, np.float32(9)) for c in values}
     weights = weights if ranks.is_server else {}
-    for again in range(2 if uplink == "sharded" and ranks.size > 1 else 1):  # then the owners remember the masks
+    for again in range(merges):
         jitter(ranks, 10 + turn + again)
         heads = reduce.heads(Kind.UPDATE, turn, outgoing, known, since=time.perf_counter())
         theta = case.old.copy() if ranks.is_server else None

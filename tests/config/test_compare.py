@@ -22,6 +22,10 @@ def test_how_values_travel_may_change_and_what_is_done_with_them_may_not(tiny_co
     )
     assert differences(written, tiny_config(*plans)) == []
     assert tiny_config(*plans).digest() != tiny_config().digest()  # ranks must agree on them all the same
+    nodes = tiny_config("comm.uplink=hierarchical")  # of which the last bits depend
+    assert differences(written, nodes) == ["comm.uplink: messages then, hierarchical now"]
+    assert differences(to_yaml(nodes), tiny_config()) == ["comm.uplink: hierarchical then, messages now"]
+    assert differences(to_yaml(nodes), nodes) == []
     bounded = tiny_config("comm.bad_update=skip", "comm.norm_limit=7")
     assert len(differences(written, bounded)) == 2
 
