@@ -163,16 +163,6 @@ class Client:
         learner, policy, early = self.learner, self.method.sparsity, None
         model = learner.load(theta, received.buffers, mask)
         teacher = learner.load_teacher(received.theta, received.buffers, state.history.mask)
-        last = site.round == self.config.federation.rounds - 1
-        task = Task(
-            self.data.train,
-            self.repeats,
-            self.probe.held_out,
-            self.index,
-            site.round,
-            last,
-            self.method.regulariser,
-        )
 
         def look(epoch: int) -> None:
             nonlocal early
@@ -182,10 +172,17 @@ class Client:
         watch = look if policy.watches else None
         with site.log.time("train"):
             keep = learner.keep(kept)
+            task = self._task(site.round)
             report = train_local(model, teacher, keep, task, self.config, learner.viewing, after_epoch=watch)
         self._note_bad_images()
         self._note_training(report, site.log)
         return learner.read(mask), early, replace(state, labels=report.labels)
+
+    def _task(self, round: int) -> Task:
+        """Return what local training needs to know of this client."""
+        last = round == self.config.federation.rounds - 1
+        held_out, regulariser = self.probe.held_out, self.method.regulariser
+        return Task(self.data.train, self.repeats, held_out, self.index, round, last, regulariser)
 
     def _note_training(self, report: TrainingReport, log: Measurements) -> None:
         data = self.data.train
