@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,13 +51,19 @@ class Mask:
             raise WireError(f"mask bits beyond entry {self.size} are set")
         self.words.flags.writeable = False
 
-    @classmethod
-    def full(cls, size: int) -> Self:
-        """Return the mask that keeps all ``size`` entries."""
-        words = np.full((size + 63) // 64, np.iinfo(np.uint64).max, _WORD)
-        if size % 64:
-            words[-1] = (1 << size % 64) - 1
-        return cls(words, size)
+    @staticmethod
+    def full(size: int) -> "Mask":
+        """Return the mask that keeps all ``size`` entries.
+
+        While somebody holds it, it is the same one for all who ask: before the first pruning, every client's is it.
+        """
+        mask = _FULL.get(size)
+        if mask is None:
+            words = np.full((size + 63) // 64, np.iinfo(np.uint64).max, _WORD)
+            if size % 64:
+                words[-1] = (1 << size % 64) - 1
+            mask = _FULL[size] = Mask(words, size)
+        return mask
 
     @classmethod
     def from_bool(cls, kept: NDArray[np.bool_]) -> Self:
@@ -163,6 +170,9 @@ class Mask:
         if other.size != self.size:
             raise WireError(f"masks of {self.size} and {other.size} entries do not go together")
         return other.words
+
+
+_FULL: WeakValueDictionary[int, Mask] = WeakValueDictionary()
 
 
 def _count(words: Words) -> int:

@@ -1,5 +1,8 @@
 """Masks against plain bool arrays."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -40,6 +43,17 @@ def test_full(size):
     assert Mask.full(size) == Mask.from_bool(np.ones(size, bool))
     assert Mask.full(size).is_full
     assert Mask.full(size).density == 1.0
+
+
+def test_the_full_mask_is_one_for_all_and_gone_with_the_last_who_holds_it():
+    """Sixteen clients that keep everything need the memory of one mask; nothing stays behind."""
+    held = Mask.full(12345)
+    assert Mask.full(12345) is held
+    watched = weakref.ref(held)
+    del held
+    gc.collect()
+    assert watched() is None
+    assert Mask.full(12345).count() == 12345
 
 
 def test_bit_order():
