@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -48,6 +49,16 @@ def _options() -> list[click.Option]:
     return found
 
 
+def _check_variant(config: str | None, overrides: Sequence[str]) -> None:
+    """Find out now what would otherwise end a run of the array, after hours in the queue."""
+    from fedmpi.config import load_config  # noqa: PLC0415 - help stays fast
+
+    try:
+        load_config(config, overrides)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"--set {overrides[-1]}", f"--vary {overrides[-1]}")) from error
+
+
 @click.command("job", cls=_Job)
 @click.argument("config", required=False, metavar="[CONFIG]")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a key of the run.")
@@ -63,6 +74,8 @@ def job(config: str | None, overrides: tuple[str, ...], **given: Any) -> None:  
     for line in overrides:
         if "\n" in line:
             raise ConfigError("--set must be one line")
+    for line in chosen.get("vary", ()):
+        _check_variant(config, (*overrides, line))
     click.echo(script(load_config(config, overrides), config, overrides, options(chosen)), nl=False)
 
 

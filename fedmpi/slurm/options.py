@@ -13,7 +13,8 @@ LAUNCHERS: Final = {
     "mpirun": ('mpirun -n "$SLURM_NTASKS"', "the mpirun of the MPI that mpi4py loads"),
 }
 """How ranks can be started: command, and whose."""
-_TIME: Final = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
+_TIME: Final = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)|(\d+)")
+"""Not all that SLURM takes: 8:00 would be eight minutes, which few expect."""
 _WORD: Final = re.compile(r"[\w.,:+@%&|*/=\[\]()-]+")
 """What may stand in a line #SBATCH: there is no quoting there, so no blanks and no quotes."""
 
@@ -66,12 +67,20 @@ class JobOptions:
                 raise ConfigError(f"--{name} must be one word without blanks or quotes, got {value!r}")
         if not _TIME.fullmatch(self.time):
             raise ConfigError(f"--time must be minutes, h:mm:ss or d-hh:mm:ss, got {self.time!r}")
+        if self.notice >= _seconds(self.time):
+            raise ConfigError(f"--notice {self.notice}: --time {self.time} is over before, and no round would be done")
         if self.launcher not in LAUNCHERS:
             raise ConfigError(f"--launcher must be one of {', '.join(LAUNCHERS)}, got {self.launcher!r}")
         if any("\n" in line for line in self.setup):
             raise ConfigError("--setup must be one line; it may be given many times")
         if len(set(self.seeds)) < len(self.seeds) or any(seed < 0 for seed in self.seeds):
             raise ConfigError(f"--seeds must be different whole numbers from 0 on, got {list(self.seeds)}")
+
+
+def _seconds(time: str) -> int:
+    """Return the seconds of a time limit that has one of the right forms."""
+    days, hours, minutes, seconds, whole = (int(part or 0) for part in _TIME.fullmatch(time).groups())  # type: ignore[union-attr]
+    return ((days * 24 + hours) * 60 + minutes + whole) * 60 + seconds
 
 
 def _check(name: str, value: int | None, *, least: int) -> None:

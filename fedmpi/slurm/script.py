@@ -110,13 +110,14 @@ def _resources(config: RunConfig, name: str, ranks: int, job: JobOptions, runs: 
 
 
 def _who_pays(job: JobOptions) -> Iterator[str]:
-    for option in ("account", "partition", "qos", "constraint"):
-        value = getattr(job, option)
-        if value is not None:
-            yield _sbatch(f"{option}={value}")
-    if job.account is None and job.partition is None:
+    named = [option for option in ("account", "partition", "qos", "constraint") if getattr(job, option) is not None]
+    if {"account", "partition"} & set(named):
+        yield "# EDIT 1: account and partition, as your site names them"
+    else:
         yield "# EDIT 1: account and partition, where your site wants them (take the first # away)"
         yield "##SBATCH --account=project --partition=gpu"
+    for option in named:
+        yield _sbatch(f"{option}={getattr(job, option)}")
 
 
 def _sbatch(option: str, comment: str = "") -> str:
@@ -147,9 +148,11 @@ def _even(ranks: int, job: JobOptions) -> Iterator[str]:
 def _environment(job: JobOptions) -> Iterator[str]:
     if job.container:
         yield f"image={shlex.quote(job.container)}  # EDIT 2: the image, built from jobs/fedmpi.def"
+        yield '[ -e "$image" ] || { echo "no $image in $PWD: look at EDIT 2"; exit 2; }'
         return
     yield "# EDIT 2: what makes `fedmpi` available on the nodes, as `module load mpich` or an environment"
     yield from job.setup
+    yield 'command -v fedmpi > /dev/null || { echo "no fedmpi on $HOSTNAME: look at EDIT 2"; exit 2; }'
 
 
 def _launch(job: JobOptions) -> Iterator[str]:
@@ -206,8 +209,10 @@ def _survival(job: JobOptions) -> Iterator[str]:
 
 
 _LIMIT = """\
+# The last run of an array has the number of the whole array; under this name it is only itself.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 # fedmpi stops in time by itself when it knows the end; newer versions of SLURM tell it.
-if [ -z "${SLURM_JOB_END_TIME:-}" ] && end=$(squeue -h -j "$SLURM_JOB_ID" -o %e); then
+if [ -z "${SLURM_JOB_END_TIME:-}" ] && end=$(squeue -h -j "$job" -o %e); then
     export SLURM_JOB_END_TIME=$(date -d "$end" +%s 2> /dev/null)
 fi
 """.splitlines()
@@ -230,6 +235,13 @@ _REQUEUE = """\
 # slow for the time it had, goes on after its last checkpoint. A failure of its own does not come back.
 if { [ "$code" -eq 75 ] || { [ -n "$stopped" ] && [ "$code" -ne 0 ]; }; } &&
     [ "${SLURM_RESTART_COUNT:-0}" -lt RESTARTS ]; then
-    scontrol requeue "$SLURM_JOB_ID" || echo "not put back into the queue; submit again with OUT=$out"
+    case $(scontrol show job -o "$job") in
+        *JobState=CANCELLED* | *JobState=COMPLETING\\ Reason=None*PreemptTime=None*)
+            echo "cancelled, so not put back" ;;
+        *) answer=$(scontrol requeue "$job" 2>&1) || case $answer in
+            *pending*) ;;  # SLURM has done it, as after a preemption
+            *) echo "$answer; not put back into the queue; submit again with OUT=$out" ;;
+        esac ;;
+    esac
 fi
 """.splitlines()

@@ -204,17 +204,17 @@ class Cluster:
         """Return the number of a new batch job."""
         return int(self.call("sbatch", "--parsable", *argv, cwd=cwd, **more).split(";")[0])
 
-    def show(self, job: int) -> dict[str, str]:
+    def show(self, job: int | str) -> dict[str, str]:
         """Return what SLURM knows of a job."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", "-o", job).splitlines()[0]))
 
-    def start_now(self, job: int) -> None:
+    def start_now(self, job: int | str) -> None:
         """Spare a requeued job most of its two minutes of waiting."""
         self.wait_for_requeue(job)
         time.sleep(SETTLED)
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
-    def wait_for_requeue(self, job: int) -> None:
+    def wait_for_requeue(self, job: int | str) -> None:
         """Return once a job that was started before waits in the queue."""
 
         def back() -> bool:
@@ -225,7 +225,7 @@ class Cluster:
 
         wait(f"job {job} to be put back", back, lambda: f"{self.show(job)}\n{self.logs()}")
 
-    def wait(self, job: int, *states: str) -> dict[str, str]:
+    def wait(self, job: int | str, *states: str) -> dict[str, str]:
         """Return what SLURM knows of a job once it is in one of ``states``."""
 
         def settled() -> bool:

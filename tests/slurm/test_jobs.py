@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests import mpi
-from tests.slurm.cluster import SECONDS, reason_to_skip, shell, wait
+from tests.slurm.cluster import OVER, SECONDS, reason_to_skip, shell, wait
 from tests.slurm.trainings import (
     JOBS,
     ROUNDS,
@@ -136,6 +136,31 @@ class TestScripts:
         assert "exit code 137" in log(site)
         cluster.start_now(job)
         assert cluster.wait(job, "COMPLETED", "FAILED")["ExitCode"] == "1:0"
+
+    def test_a_job_that_was_cancelled_stays_so(self, cluster, site):
+        stub(site, "trap 'exit 75' TERM", "touch started", "sleep 60 & wait $!")
+        job = cluster.submit("--ntasks=1", JOBS / "train_9ranks.sbatch", cwd=site)
+        wait("the start", (site / "started").exists, lambda: log(site))
+        cluster.call("scancel", job)
+        wait("the end", lambda: "exit code 75" in log(site), lambda: log(site))
+        assert cluster.wait(job, *OVER)["JobState"] == "CANCELLED"
+        assert cluster.show(job)["Restarts"] == "0"
+        assert "cancelled, so not put back" in log(site)
+
+    def test_one_of_an_array_goes_back_alone(self, cluster, site):
+        """The last one of an array has the array's own number, by which SLURM means all of them."""
+        (site / "said").touch()
+        own = '[ "$SLURM_JOB_ID" = "$SLURM_ARRAY_JOB_ID" ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]'
+        stub(site, 'echo "$SLURM_ARRAY_TASK_ID" >> said', f"{own} && exit 75", "exit 0")
+        options = ["--ntasks=1", "--gpus-per-node=0", "--array=0-2"]
+        first = cluster.submit(*options, JOBS / "ablation_array.sbatch", cwd=site)
+        wait("all", lambda: len((site / "said").read_text().split()) == 3, lambda: log(site))
+        wait("one to end", lambda: "exit code 75" in log(site), lambda: log(site))
+        back = next(p.stem.split("_")[-1] for p in site.glob("*.log") if "exit code 75" in p.read_text())
+        cluster.start_now(f"{first}_{back}")
+        finished(cluster, f"{first}_{back}", site)
+        assert sorted((site / "said").read_text().split()) == sorted(["0", "1", "2", back])
+        assert log(site).count("exit code 0") == 3
 
     def test_ranks_of_the_multinode_script_lie_evenly(self, cluster, site):
         stub(site, 'echo "$SLURM_PROCID $SLURM_NODEID $CUDA_VISIBLE_DEVICES" >> said', "sleep 1")

@@ -93,7 +93,7 @@ class TestQuoting:
 
     def words(self, tmp_path, printed: str) -> list[str]:
         """Return the command line that a script starts: run by bash, with a stub in the place of everything."""
-        for name in ("srun", "scontrol", "squeue"):
+        for name in ("srun", "scontrol", "squeue", "fedmpi"):
             path = tmp_path / name
             path.write_text(f"#!/bin/bash\n[ {name} = srun ] || exit 1\n{self.SAYS}\n")
             path.chmod(0o755)
@@ -124,6 +124,20 @@ class TestQuoting:
         assert found[3] == str(path)
 
 
+@pytest.mark.parametrize(("given", "said"), [
+    ({"setup": ("source missing/bin/activate",)}, "no fedmpi on "),
+    ({"container": "my image.sif"}, "no my image.sif in "),
+])  # fmt: skip
+def test_an_environment_that_is_not_there_is_one_line(tmp_path, given, said):
+    done = subprocess.run(
+        ["bash"], input=text(**given), env={"PATH": "/usr/bin:/bin", "HOSTNAME": "n1"}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout.startswith(said)
+    assert done.stdout.endswith(": look at EDIT 2\n")
+
+
 class TestReturnToTheQueue:
     """The whole script in bash, with stubs for SLURM and for what it starts."""
 
@@ -136,9 +150,17 @@ sleep 600 &
 wait $!
 """
 
-    def run(self, folder, code: int, *, signalled: bool, starts: int = 0) -> bool:
+    SCONTROL = """\
+[ "$1" = show ] && echo "JobId=7 JobName=n STATE StartTime=2026-11-23T03:56:06"
+[ "$1" = show ] || echo "$@" > requeued
+"""
+    RUNNING = "JobState=RUNNING Reason=None PreemptTime=None"
+
+    def run(self, folder, code: int, *, signalled: bool, starts: int = 0, state: str = RUNNING) -> bool:
         """Return whether the job was put back after its run ended with ``code``, signalled before or not."""
-        stubs = {"srun": self.SRUN.replace("CODE", str(code)), "scontrol": 'echo "$@" > requeued', "squeue": "exit 1"}
+        scontrol = self.SCONTROL.replace("STATE", state)
+        stubs = {"srun": self.SRUN.replace("CODE", str(code)), "scontrol": scontrol, "squeue": "exit 1"}
+        stubs["fedmpi"] = ""
         for name, body in stubs.items():
             path = folder / name
             path.write_text(f"#!/bin/bash\n{body}\n")
@@ -163,6 +185,16 @@ wait $!
     def test_what_was_stopped_goes_on_and_what_failed_does_not(self, tmp_path, code, signalled, back):
         assert self.run(tmp_path, code, signalled=signalled) == back
 
+    @pytest.mark.parametrize(("state", "back"), [
+        ("JobState=COMPLETING Reason=None Requeue=1 PreemptTime=None", False),  # scancel
+        ("JobState=CANCELLED Reason=None Requeue=1 PreemptTime=None", False),
+        ("JobState=COMPLETING Reason=TimeLimit Requeue=1 PreemptTime=None", True),
+        ("JobState=COMPLETING Reason=None Requeue=1 PreemptTime=2026-11-23T03:56:32", True),  # and not requeued
+        ("JobState=COMPLETING Reason=None Requeue=1", True),  # requeued already: asks in vain
+    ])  # fmt: skip
+    def test_what_was_cancelled_stays_so(self, tmp_path, state, back):
+        assert self.run(tmp_path, 75, signalled=True, state=state) == back
+
     @pytest.mark.parametrize("code", [75, 137])
     def test_not_for_ever(self, tmp_path, code):
         assert self.run(tmp_path, code, signalled=True, starts=1)
@@ -182,6 +214,9 @@ class TestMistakes:
 
     @pytest.mark.parametrize(("given", "message"), [
         ({"time": "soon"}, "--time must be minutes"),
+        ({"time": "8:00"}, "--time must be minutes"),
+        ({"time": "10", "notice": 600}, "--notice 600: --time 10 is over before"),
+        ({"time": "1-00:00:05", "notice": 86405}, "--notice 86405: --time 1-00:00:05 is over before"),
         ({"launcher": "mpiexec"}, "--launcher must be one of srun-pmi2, srun-pmix, mpirun, got 'mpiexec'"),
         ({"nodes": 0}, "--nodes must be at least 1, got 0"),
         ({"partition": "a b"}, "--partition must be one word"),
@@ -192,6 +227,15 @@ class TestMistakes:
     def test_values_that_cannot_be(self, given, message):
         with pytest.raises(ConfigError, match=message):
             options(given)
+
+    @pytest.mark.parametrize("given", [{"time": "11"}, {"time": "0:10:01"}, {"time": "1-00:00:00"}])
+    def test_a_notice_within_the_time(self, given):
+        assert options({"notice": 600, **given}).notice == 600
+
+    def test_a_variant_that_no_run_can_be(self):
+        done = CliRunner().invoke(cli, ["job", "--vary", "federation.rounds=2", "--vary", "federation.roundz=3"])
+        assert isinstance(done.exception, ConfigError)
+        assert str(done.exception).startswith("--vary federation.roundz=3: unknown key; did you mean 'rounds'?")
 
     def test_ranks(self):
         with pytest.raises(ConfigError, match=r"how many clients data\.root holds is not known here: give --ranks"):
