@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 from mpi4py import MPI
 
-from fedmpi import cli, farewell
+from fedmpi import cli, farewell, train
 from fedmpi.comm import Patience, Ranks, Reduce, waiting
 from fedmpi.federated import learner, spill
 from fedmpi.federated import round as rounds
@@ -208,6 +208,11 @@ def spill_all() -> None:
     spill.SMALL = 1
 
 
+def two_nodes() -> None:
+    """Let all ranks but the server be on another node."""
+    train.find_nodes = lambda ranks: (0,) + (1,) * (ranks.size - 1)
+
+
 def slow_close() -> None:
     """Take longer to close the run file than a rank waits for others after a failure."""
     original = RunWriter.close
@@ -303,6 +308,7 @@ ACCIDENTS: dict[str, Callable[[], None]] = {
     "hold": hold,
     "hold-in-a-batch": hold_in_a_batch,
     "slow-close": slow_close,
+    "two-nodes": two_nodes,
     "spill-all": spill_all,
     "script-probe": script_probe,
     "count-bytes": count_bytes,

@@ -132,10 +132,11 @@ class TestOutsideAStage:
             ("wrong-epoch", "messages", "client 1: the mask builds on epoch 2, expected 1"),
             ("damaged-values", "messages", r"the update of client 1: the checksum of \d+ values does not match"),
             ("damaged-values", "sharded", r"the update of client 1: the checksum of \d+ values does not match"),
+            ("damaged-values", "hierarchical", r"the update of client 1: the checksum of \d+ values does not match"),
         ],
     )
     def test_a_message_that_is_not_right_is_refused_by_the_server(self, train, tmp_path, accident, uplink, text):
-        job = train(f"{accident}:2", overrides=("crr.enabled=false", f"comm.uplink={uplink}"))
+        job = train(f"{accident}:2", "two-nodes", overrides=("crr.enabled=false", f"comm.uplink={uplink}"))
         assert job.code == 1, str(job)
         (line,) = job.lines()
         assert re.match(rf"fedmpi: error \(rank 0\): {text}", line), str(job)

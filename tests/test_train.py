@@ -292,17 +292,18 @@ class TestIdleClient:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """Return a function that runs on so many ranks, once, with recovery happening, and returns where everything is."""
-    done: dict[tuple[int, str, str], Path] = {}
+    done: dict[tuple[int, str, str, str], Path] = {}
 
-    def on(ranks: int, values: str = "auto", downlink: str = "messages") -> Path:
-        if (ranks, values, downlink) not in done:
-            folder = done[ranks, values, downlink] = tmp_path_factory.mktemp(f"ranks{ranks}{values}")
-            keys = (f"wire.values={values}", f"comm.downlink={downlink}")
+    def on(ranks: int, values: str = "auto", downlink: str = "messages", uplink: str = "messages") -> Path:
+        plan = ranks, values, downlink, uplink
+        if plan not in done:
+            folder = done[plan] = tmp_path_factory.mktemp(f"ranks{ranks}{values}")
+            keys = (f"wire.values={values}", f"comm.downlink={downlink}", f"comm.uplink={uplink}")
             changes = sets("federation.rounds=4", "pruning.target=0.9", *keys)
             command = ["train", write_config(folder), "--out", folder / "run", *changes]
-            argv = [DRIVER, "count-bytes", "script-probe", "--", *command]
+            argv = [DRIVER, "count-bytes", "script-probe", "two-nodes", "--", *command]
             mpi.succeed(ranks, argv, env={"DRIVER_OUT": str(folder)})
-        return done[ranks, values, downlink]
+        return done[plan]
 
     return on
 
@@ -339,6 +340,24 @@ class TestRanks:
         if ranks == 3:
             for client in (0, 1):
                 assert sent[1 + client] == messages["bytes"][~down & (messages["client"] == client)].sum()
+
+    def test_a_node_that_merges_first_sends_one_update_for_all_of_its_clients(self, job):
+        """The first client is the leader's own, so its values do not travel; the second one's go to the leader."""
+        folder = job(3, uplink="hierarchical")
+        sent = [json.loads((folder / f"sent-{rank}.json").read_text()) for rank in range(3)]
+        with open_run(folder / "run") as record, open_run(job(3) / "run") as plain:
+            messages, losses = record.messages, (record["clients/loss_total"], plain["clients/loss_total"])
+        down = np.isin(messages["direction"], [b"down", b"recover", b"eval"])
+        weights = 4 * 8 * 3  # four rounds, to the leader: of two clients, and a flag
+        assert sent[0] == messages["bytes"][down].sum() + weights
+        for client in (0, 1):
+            assert sent[1 + client] == messages["bytes"][~down & (messages["client"] == client)].sum()
+        up, means = (messages[messages["direction"] == way] for way in (b"up", b"means"))
+        assert set(means["client"]) == {0}
+        assert (up["values"][up["client"] == 0] == 0).all()
+        assert (means["values"] >= up["values"][up["client"] == 1]).all()
+        np.testing.assert_array_equal(losses[0][0], losses[1][0])  # before anything was merged
+        assert np.isfinite(losses[0]).all()
 
     @pytest.mark.parametrize("values", ["lossless", "bf16"])
     def test_coded_bytes_are_those_handed_to_mpi_in_whatever_number_of_ranks(self, job, values):
