@@ -170,8 +170,9 @@ def scale(
 def peers(python: Path | None, size: int, clients: int, rounds: int, limit: float, path: Path | None) -> None:
     """The same exchange in Flower's simulation and in APPFL, dense and without training.
 
-    They are no dependencies: install them in an environment of their own and name its Python. A system gets --limit
-    seconds. Their bytes are those of the values.
+    They are no dependencies: make them an environment of their own and name its Python: python3 -m venv peers;
+    peers/bin/pip install 'flwr[simulation]' appfl mpi4py mpich. A system gets --limit seconds; of its rounds the first
+    is left out. Their bytes are those of the values.
     """
     check_free(path)
     from fedmpi.bench import peers as room  # noqa: PLC0415 - help stays fast
