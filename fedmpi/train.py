@@ -40,6 +40,7 @@ from fedmpi.federated.learner import Learner, deterministic
 from fedmpi.federated.measurements import Measurements
 from fedmpi.federated.round import RoundResult, State, World, first_state, gather_logs, run_round
 from fedmpi.federated.server import SCALARS
+from fedmpi.federated.world import housed
 from fedmpi.journal import Journal, Scores
 from fedmpi.logbook import Totals
 from fedmpi.pruning import Decision
@@ -221,12 +222,12 @@ def _rounds(world: World, journal: Journal | None, start: Start, view: View, sto
 def _first_state(world: World, journal: Journal | None, start: Start) -> State:
     """*Collective*. Return the untrained state, with its scores recorded, or that of the checkpoint."""
     if start.rounds:
-        return snapshot.give(world, start.checkpoint)
+        return housed(world, snapshot.give(world, start.checkpoint))
     before = _baseline(world)
     with agree(world.ranks, "recording the untrained model", world.patience):
         if journal is not None:
             journal.baseline(before)
-    return first_state(world)
+    return housed(world, first_state(world))
 
 
 def _save(world: World, journal: Journal | None, state: State, rounds: int) -> int:

@@ -29,7 +29,7 @@ class Streamed:
     coding, density = CODING, 1.0
 
     def __init__(self, field: Field, plan: str, *, whole: bool) -> None:
-        self._field, self.plan, self._patience = field, plan, field.patience.lively
+        self._field, self.plan, self._patience, self.theta = field, plan, field.patience.lively, field.theta
         size = field.layout.size
         self._ranges = ((0, size),) if whole else segments(size, field.segment_bytes or SEGMENT_BYTES)
         step = self._ranges[0][1]
@@ -97,7 +97,7 @@ class Collective:
     plan, coding, density = "MPI Bcast, Reduce", CODING, 1.0
 
     def __init__(self, field: Field) -> None:
-        self._field = field
+        self._field, self.theta = field, field.theta
         self._local = np.empty(field.layout.size, np.float32)
 
     def down(self) -> None:
@@ -128,7 +128,7 @@ class Pickled:
     plan, coding, density = "pickled tensors", CODING, 1.0
 
     def __init__(self, field: Field) -> None:
-        self._field = field
+        self._field, self.theta = field, field.theta
         places = pairwise(field.layout.offsets)
         flat = torch.from_numpy(field.theta)  # a view would be pickled with all of the vector
         self._tensors = {name: flat[lo:hi].clone() for name, (lo, hi) in zip(field.layout.names, places, strict=True)}

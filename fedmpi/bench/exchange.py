@@ -95,7 +95,7 @@ def _measured(field: Field, ways: list[Way], repeats: int) -> Iterator[Record]:
     times: dict[int, Times] = {i: {phase: [] for phase in PHASES} for i in range(len(ways))}
     for turn in range(repeats + 1):
         for i, way in enumerate(ways):
-            field.renew()
+            field.renew(way.theta)
             spent = {"down": field.timed(way.down), "up": field.timed(way.up)}
             for phase, seconds in spent.items() if turn else ():
                 times[i][phase].append(seconds)
@@ -129,7 +129,7 @@ def _fastest_dense(ways: list[Way], times: dict[int, Times], phase: str) -> list
 def _memory(field: Field, ways: list[Way]) -> Iterator[Record]:
     """*Collective*. Measure the server's memory above its state: its vector, what is known of masks, the plan."""
     for way in ways:
-        field.renew()
+        field.renew(way.theta)
         seconds = time.perf_counter()
         field.meet()
         peak = peak_above(lambda way=way: (way.down(), way.up()))  # type: ignore[misc]

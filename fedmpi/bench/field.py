@@ -53,10 +53,10 @@ class Field:
     def _first(self) -> Values:
         return self.theta.copy()
 
-    def renew(self) -> None:
-        """Make the server's vector again what it was before the mean of an exchange. *Not collective.*"""
+    def renew(self, theta: Values) -> None:
+        """Make a server's vector again what it was before the mean of an exchange. *Not collective.*"""
         if self.ranks.is_server:
-            np.copyto(self.theta, self._first)
+            np.copyto(theta, self._first)
 
     @cached_property
     def weights(self) -> Values:
@@ -80,11 +80,15 @@ class Field:
 
 
 class Way(Protocol):
-    """One way to bring the model down to all clients and their mean up; made once, called often."""
+    """One way to bring the model down to all clients and their mean up; made once, called often.
+
+    ``theta`` is what the field's is, the server's perhaps in another place.
+    """
 
     plan: str
     coding: str
     density: float
+    theta: Values
 
     def down(self) -> None:
         """*Collective*. Afterwards every client has a dense float32[N] of what it is to have."""

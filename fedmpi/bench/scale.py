@@ -87,7 +87,7 @@ def _timed(field: Field, ways: list[Way], repeats: int) -> Iterator[Record]:
     spent = np.zeros((repeats + 1, len(ways), len(NAMES)))
     for turn in range(repeats + 1):
         for i, way in enumerate(ways):
-            field.renew()
+            field.renew(way.theta)
             field.meet()
             start, cpu = time.perf_counter(), time.process_time()
             way.up()

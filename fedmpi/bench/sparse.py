@@ -90,6 +90,7 @@ class Sparse:
             shared=None if shared is None else shared.down,
             room=self._room,
         )
+        self.theta = self._scatter.home(field.theta) if ranks.is_server else field.theta
         self._reduce = Reduce(
             ranks,
             layout,
@@ -108,7 +109,7 @@ class Sparse:
         """*Collective*. Scatter, and every client fills the pruned places with zeros."""
         self._meter.take()
         addresses = {c: Address(mask, 1, self._earlier) for c, mask in self._masks.items()}
-        source = (self._field.theta, self._buffers) if self._field.ranks.is_server else None
+        source = (self.theta, self._buffers) if self._field.ranks.is_server else None
         parcels = self._scatter(Kind.MODEL, self._round, addresses, source, since=time.perf_counter())
         for parcel in parcels.values():
             parcel.dense(self._room)
@@ -120,7 +121,7 @@ class Sparse:
 
     def up(self) -> None:
         """*Collective*. Pack, send heads, send values, merge."""
-        field, ranks, theta = self._field, self._field.ranks, self._field.theta
+        field, ranks, theta = self._field, self._field.ranks, self.theta
         values = {c: self._reduce.rounded(kept(theta, self._masks[c], 0, theta.size)) for c in ranks.hosted}
         outgoing = {c: (self._head(c, part), self._masks[c]) for c, part in values.items()}
         known = {c: Known(mask, 1) for c, mask in self._masks.items()} if ranks.is_server else {}
@@ -163,7 +164,7 @@ class Sparse:
             The mean is wrong: what was timed was not the exchange.
         """
         count = min(_CHECKED, self._field.layout.size)
-        found = self._field.theta[:count]
+        found = self.theta[:count]
         expected, scale, held = masked_mean(count, self._masks, self._field.weights)
         wrong = held & ~(np.abs(found - expected) <= ROUNDED.get(self.coding, TOLERANCE) * scale)
         if wrong.any():

@@ -134,6 +134,16 @@ class Scatter:
         self._meter.add(Traffic.of(h, start=start - since, seconds=spent, values=sizes[c]) for c, h in headers.items())
         return {c: Parcel(addresses[c].positions, values, buffers.copy()) for c, values in local.items()}
 
+    def home(self, theta: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the server's vector, ``float32[N]``, where clients take it from: nothing is copied before it is sent.
+
+        *Not collective.* ``theta`` itself where no memory is shared; shared memory is gone with `free`.
+        """
+        if self._shared is None:
+            return theta
+        np.copyto(self._shared.array, theta)
+        return self._shared.array
+
     def _is_shared(self, addresses: Mapping[int, Address], codings: Mapping[int, ValueCoding]) -> bool:
         """Return whether the clients are to take the values; coded ones have fewer bytes and are messages."""
         raw = all(coding == ValueCoding.RAW_F32 for coding in codings.values())
@@ -174,10 +184,11 @@ class Scatter:
         return encode_head(head, self._layout, previous=address.positions)[0]
 
     def _share_values(self, theta: NDArray[np.float32], heads: Mapping[int, Bytes], shared: SharedVector) -> None:
-        """Write the vector, tell the clients, and wait until each has said, in an empty message, that it has its."""
+        """Write the vector if it is not at home, tell the clients, and wait until each has said that it has its."""
         hosts, comm = self._ranks.hosts, self._ranks.comm
         with self._meter.time("encode"):
-            np.copyto(shared.array, theta)
+            if theta is not shared.array:
+                np.copyto(shared.array, theta)
             shared.sync()
         taken = {c: comm.Irecv([bytearray(), MPI.BYTE], hosts[c]) for c in heads}
         self._wait_for_takers({c: comm.Isend([head, MPI.BYTE], hosts[c]) for c, head in heads.items()})

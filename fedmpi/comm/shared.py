@@ -28,7 +28,7 @@ class SharedVector:
     Attributes
     ----------
     array
-        The vector; only the server writes it.
+        The vector; only the server writes it, and not while clients take from it.
     least
         Sum of the addressed clients' densities from which a delivery goes this way.
     """

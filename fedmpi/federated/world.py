@@ -108,6 +108,15 @@ def stowed(spill: Spill, state: State) -> State:
     return after
 
 
+def housed(world: World, state: State) -> State:
+    """Return the same state, the global model in the memory that clients share, if there is any. *Not collective.*
+
+    It is merged there, and gone with `Scatter.free`.
+    """
+    server = state.server
+    return state if server is None else replace(state, server=replace(server, theta=world.scatter.home(server.theta)))
+
+
 @dataclass(frozen=True)
 class RoundResult:
     """What the server knows of a finished round; ``clients`` holds ``float64[clients]`` by name."""

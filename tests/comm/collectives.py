@@ -128,6 +128,26 @@ def check_scatter(ranks: Ranks, case: Case, choice: str) -> None:
         shared.free()
 
 
+def check_home(ranks: Ranks, case: Case, choice: str) -> None:
+    """The server's vector lies where clients take it from: what it is changed to in place is what they get."""
+    shared = plan_downlink(ranks, N, choice)
+    scatter = Scatter(ranks, LAYOUT, segment_bytes=None, patience=PATIENCE, meter=Meter(), shared=shared)
+    mine, expected = case.old.copy(), case.old.copy()
+    theta = scatter.home(mine) if ranks.is_server else None
+    assert theta is None or theta is (mine if shared is None else shared.array)
+    named = ranks.clients if ranks.is_server else ranks.hosted
+    for turn in range(3):
+        source = None if theta is None else (theta, case.buffers)
+        addresses = {c: Address(case.masks[c], 5) for c in named}
+        for c, parcel in scatter(Kind.MODEL, turn, addresses, source, since=time.perf_counter()).items():
+            assert parcel.packed().tobytes() == expected[case.kept[c]].tobytes()
+        expected *= np.float32(-3)
+        if theta is not None:
+            theta *= np.float32(-3)
+    del theta
+    scatter.free()
+
+
 def check_small_delivery(ranks: Ranks, case: Case) -> None:
     """One sparse client is not worth a vector for all: ``auto`` sends it messages."""
     shared, meter = plan_downlink(ranks, N, "auto"), Meter()
@@ -375,6 +395,7 @@ def main() -> None:
         case = Case(seed)
         for choice in ("messages", "shared", "auto"):
             check_scatter(ranks, case, choice)
+            check_home(ranks, case, choice)
         check_small_delivery(ranks, case)
         check_merge(ranks, case, digest)
         check_coded_downlink(ranks, case)
