@@ -35,9 +35,9 @@ def before_training(action: Callable[[Client, int], None]) -> None:
     """Do something before every local training of this rank."""
     original = Client.train
 
-    def train(client, state, received, round, log):
+    def train(client, state, received, round, log, room=None):
         action(client, round)
-        return original(client, state, received, round, log)
+        return original(client, state, received, round, log, room)
 
     Client.train = train
 
@@ -149,8 +149,8 @@ def damaged_values() -> None:
 def huge_update() -> None:
     original = Client.train
 
-    def train(client, state, received, round, log):
-        after, update = original(client, state, received, round, log)
+    def train(client, state, received, round, log, room=None):
+        after, update = original(client, state, received, round, log, room)
         return after, replace(update, norm=np.nan if round == BAD_ROUND else update.norm)
 
     Client.train = train

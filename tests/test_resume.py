@@ -106,10 +106,10 @@ def crash(monkeypatch, go, tmp_path):
     def until(number: int, *more: str) -> Path:
         original = Client.train
 
-        def fail(client, state, received, round, log):
+        def fail(client, state, received, round, log, room=None):
             if round == number and client.index == 1:
                 raise Crash
-            return original(client, state, received, round, log)
+            return original(client, state, received, round, log, room)
 
         with monkeypatch.context() as patch:
             patch.setattr(Client, "train", fail)

@@ -121,10 +121,10 @@ class TestFolder:
 
         original = Client.train
 
-        def fail(client, state, received, round, log):
+        def fail(client, state, received, round, log, room=None):
             if round == 1:
                 raise ZeroDivisionError("boom")
-            return original(client, state, received, round, log)
+            return original(client, state, received, round, log, room)
 
         monkeypatch.setattr(Client, "train", fail)
         with pytest.raises(ZeroDivisionError):

@@ -24,6 +24,7 @@ from fedmpi.comm import (
 from fedmpi.comm.coding import Wire
 from fedmpi.errors import WireError
 from fedmpi.sparse import Head, Kind, Mask, kept
+from fedmpi.sparse.kernels import pack
 
 TOLERANCE = 1e-6  # of a mean, relative to the mean of magnitudes
 ROUNDED = {"bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -122,7 +123,7 @@ class Sparse:
     def up(self) -> None:
         """*Collective*. Pack, send heads, send values, merge."""
         field, ranks, theta = self._field, self._field.ranks, self.theta
-        values = {c: self._reduce.rounded(kept(theta, self._masks[c], 0, theta.size)) for c in ranks.hosted}
+        values = {c: self._packed(c) for c in ranks.hosted}
         outgoing = {c: (self._head(c, part), self._masks[c]) for c, part in values.items()}
         known = {c: Known(mask, 1) for c, mask in self._masks.items()} if ranks.is_server else {}
         heads = self._reduce.heads(Kind.UPDATE, self._round, outgoing, known, since=time.perf_counter())
@@ -131,6 +132,13 @@ class Sparse:
         self._reduce.merge(values, self._masks, heads, weights, target, references=references)
         self._moved = (self._moved[0], self._taken())
         self._round += 1
+
+    def _packed(self, client: int) -> Values:
+        """Return the values of a hosted client's update, in shared memory if the server reads them there."""
+        mask, room = self._masks[client], self._reduce.room(client)
+        if room is not None:
+            return pack(self.theta, mask, out=room(mask.count()))
+        return self._reduce.rounded(kept(self.theta, mask, 0, mask.size))
 
     def _head(self, client: int, values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Head:
         mask = self._masks[client]

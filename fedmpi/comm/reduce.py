@@ -9,6 +9,7 @@ on the order of arrival nor on the number of ranks.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from mpi4py import MPI
@@ -18,6 +19,7 @@ from fedmpi.comm.coding import Wire
 from fedmpi.comm.delegated import Delegated, Moved
 from fedmpi.comm.gathering import gather_merge
 from fedmpi.comm.hierarchical import Hierarchical
+from fedmpi.comm.parcels import Room
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.segments import Cuts
 from fedmpi.comm.sharded import Sharded
@@ -122,6 +124,15 @@ class Reduce:
     def checksum(self, client: int, values: Values) -> Checksum:
         """Return what a hosted client's head is to say of its values; nothing where none move. *Not collective.*"""
         return Checksum() if self._is_laid(client, self._coding) else values_checksum(values)
+
+    def room(self, client: int) -> Room | None:
+        """Return what makes room for a hosted client's values where the server reads them; None where they are sent.
+
+        *Not collective.* What lies there stays until the client's next values; it needs no `rounded`.
+        """
+        if self._shared is None or not self._is_laid(client, self._coding):
+            return None
+        return partial(self._shared.room, client)
 
     def rounded(self, values: Values) -> Values:
         """Return what the server will see of ``values``: themselves, unless the coding rounds. *Not collective.*"""

@@ -75,9 +75,15 @@ class SharedUpdates:
         """Return whether a client's values are laid down here; coded ones have fewer bytes and are sent."""
         return client in self._vectors and coding == ValueCoding.RAW_F32
 
+    def room(self, client: int, count: int) -> NDArray[np.float32]:
+        """Return where a hosted client's values will be read, ``float32[count]``: what is packed there lies already."""
+        return self._vectors[client][:count]
+
     def lay(self, client: int, values: NDArray[np.float32]) -> None:
-        """Lay a hosted client's values down. *Not collective.*"""
-        np.copyto(self._vectors[client][: values.size], values)
+        """Lay a hosted client's values down, unless they lie there. *Not collective.*"""
+        target = self.room(client, values.size)
+        if target.ctypes.data != values.ctypes.data:
+            np.copyto(target, values)
         self._window.Sync()
 
     def read(self, client: int, count: int) -> NDArray[np.float32]:

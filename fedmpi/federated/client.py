@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.comm.parcels import Parcel
+from fedmpi.comm.parcels import Parcel, Room
 from fedmpi.config import RunConfig
 from fedmpi.errors import DataError, TrainingError
 from fedmpi.federated.composition import build
@@ -110,9 +110,9 @@ class Client:
         return replace(received, theta=self.learner.spill.keep(theta))
 
     def train(
-        self, state: ClientState, received: Received, round: int, log: Measurements
+        self, state: ClientState, received: Received, round: int, log: Measurements, room: Room | None = None
     ) -> tuple[ClientState, Update]:
-        """Train, measure what was learned, prune, and pack the update."""
+        """Train, measure what was learned, prune, and pack the update, in ``room`` if its values are to lie there."""
         policy, site = self.method.sparsity, self._site(state, received, round, log)
         held = state.history.mask.to_bool()
         theta, kept = policy.begin(site, received.theta, received.buffers, held)
@@ -126,7 +126,7 @@ class Client:
         kept = policy.finish(self._site(state, received, round, log), *trained, kept, early)
         with log.time("encode"):
             mask = Mask.from_bool(kept)
-            values = trained[0] if mask.is_full else pack(trained[0], mask, 0, mask.size)
+            values = _packed(trained[0], mask, room)
         norm = float(np.linalg.norm(values.astype(np.float64)))
         log.values |= {"kl_divergence": divergence, "norm": norm, "density": density(kept, self.learner.prunable)}
         return state, Update(mask, values, trained[1], divergence, len(self.data.train) * self.repeats, norm)
@@ -230,6 +230,13 @@ class Client:
                 _log.warning("warning: client %d: %s; going on without it", self.index, _why_bad(images, position))
             if len(new) > NAMED_AT_ONCE:
                 _log.warning("warning: client %d: ... and %d more", self.index, len(new) - NAMED_AT_ONCE)
+
+
+def _packed(theta: NDArray[np.float32], mask: Mask, room: Room | None) -> NDArray[np.float32]:
+    """Return the kept entries, ``float32[nnz]``; all of them are ``theta`` itself, unless they are wanted elsewhere."""
+    if room is not None:
+        return pack(theta, mask, out=room(mask.count()))
+    return theta if mask.is_full else pack(theta, mask)
 
 
 def _why_bad(images: ImageList, position: int) -> str:

@@ -139,8 +139,9 @@ def _train(
         for c, client in world.taking_part(round).items():
             stage.enter(c)
             world.spill.use(received[c].theta, *clients[c].arrays())
-            clients[c], update = client.train(clients[c], received[c], round, logs[c])
-            values = world.spill.keep(world.reduce.rounded(update.values))
+            room = world.reduce.room(c)
+            clients[c], update = client.train(clients[c], received[c], round, logs[c], room)
+            values = update.values if room else world.spill.keep(world.reduce.rounded(update.values))
             updates[c] = replace(update, mask=world.spill.keep_mask(update.mask), values=values)
     world.meter.control += control_bytes(world.ranks)
     clock.lap("local", now)

@@ -95,6 +95,24 @@ class TestTrain:
         assert log.values["train_images"] == len(client.data.train)
         assert after.labels.shape == (len(client.data.train),)
 
+    @pytest.mark.parametrize("pruning", ["true", "false"])
+    def test_values_are_packed_where_they_are_wanted(self, make, trained, pruning):
+        """All of them as well: what lies where the server reads it need not be kept elsewhere."""
+        client = make("crr.enabled=false", f"pruning.enabled={pruning}")
+        state, got = start(client)
+        rooms = []
+
+        def room(count):
+            rooms.append(np.full(count, 7, np.float32))
+            return rooms[-1]
+
+        trained.clear()
+        _, update = client.train(state, got, 0, Measurements(), room)
+        assert update.values is rooms[0]
+        assert len(rooms) == 1
+        assert update.mask.is_full == (pruning == "false")
+        np.testing.assert_array_equal(update.values, trained[0][0][update.mask.to_bool()])
+
     def test_repeats_count_as_images(self, make):
         client = make("data.ide={prid: 3}")
         _, update = client.train(*start(client), 0, Measurements())

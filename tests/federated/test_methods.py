@@ -34,7 +34,7 @@ def test_fedavg_on_a_convex_problem_is_gradient_descent_on_the_weighted_sum(worl
     curvature, centre = rng.uniform(0.5, 2.0, (2, size)), rng.standard_normal((2, size))
     images = np.array([30.0, 10.0])
 
-    def train(client, state, received, round, log):
+    def train(client, state, received, round, log, room=None):
         c, theta = client.index, received.theta.astype(np.float64)
         values = (theta - lr * curvature[c] * (theta - centre[c])).astype(np.float32)
         log.values["seconds_encode"] = 0.0

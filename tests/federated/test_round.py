@@ -34,9 +34,9 @@ class Spy:
         self.received, self.updates = {}, {}
         original = Client.train
 
-        def train(client, state, received, round, log):
+        def train(client, state, received, round, log, room=None):
             self.received[round, client.index] = received
-            after, update = original(client, state, received, round, log)
+            after, update = original(client, state, received, round, log, room)
             self.updates[round, client.index] = update
             return after, update
 
@@ -148,8 +148,8 @@ class TestAggregation:
         built = world("comm.bad_update=skip", "crr.enabled=false")
         original = Client.train
 
-        def spoilt(client, state, received, round, log):
-            after, update = original(client, state, received, round, log)
+        def spoilt(client, state, received, round, log, room=None):
+            after, update = original(client, state, received, round, log, room)
             if (client.index, round) == (1, 0):
                 object.__setattr__(update, "norm", float("nan"))
             return after, update
