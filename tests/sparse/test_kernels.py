@@ -87,6 +87,19 @@ def test_pack_is_boolean_indexing(implementation, data):
         assert bits_equal(pack(theta[lo:hi], mask, lo, hi), theta[lo:hi][kept[lo:hi]])
 
 
+def test_pack_of_all_entries_of_a_large_vector(implementation):
+    """A copy; and as many values as entries do not make a mask that keeps fewer a full one."""
+    size = (1 << 20) + 101
+    theta = any_float32(np.random.default_rng(3), size)
+    out, around = at_offset(size, 3)
+    assert pack(theta, Mask.full(size), out=out) is out
+    assert bits_equal(out, theta)
+    assert (around() == 5).all()
+    almost = Mask.from_bool(np.arange(size) != 77)
+    with pytest.raises(WireError, match=f"out has {size} entries, the mask keeps {size - 1}"):
+        pack(theta, almost, out=out)
+
+
 @per_implementation
 @given(st.data())
 def test_expand_puts_values_back_and_zeros_elsewhere(implementation, data):

@@ -17,14 +17,6 @@ static const char *const LEVELS[] = {"scalar", "avx2", "avx512"};
 enum { SCALAR, AVX_2, AVX_512 };
 static int level = SCALAR, best_level = SCALAR;
 
-static int run_pack(const float *dense, const uint64_t *words, size_t n, float *out, size_t count) {
-#if FEDMPI_X86
-    if (level == AVX_512) return pack_avx512(dense, words, n, out, count);
-    if (level == AVX_2) return pack_avx2(dense, words, n, out, count);
-#endif
-    return pack_scalar(dense, words, n, out, count, 0, 0);
-}
-
 static int run_expand(const float *values, size_t count, const uint64_t *words, float *out, size_t n) {
 #if FEDMPI_X86
     if (level == AVX_512) return expand_avx512(values, count, words, out, n);
@@ -52,6 +44,20 @@ static size_t run_count(const uint64_t *words, size_t n_words) {
     if (level >= AVX_2) return count_avx2(words, n_words);
 #endif
     return count_scalar(words, n_words);
+}
+
+/* All entries of a large vector are a copy, which is faster past the caches. */
+static int run_pack(const float *dense, const uint64_t *words, size_t n, float *out, size_t count) {
+#if FEDMPI_X86
+    if (level > SCALAR && count == n && n >= STREAMED) {
+        if (run_count(words, (n + WORD - 1) / WORD) != n) return -1;
+        run_masked_copy(dense, words, out, n);
+        return 0;
+    }
+    if (level == AVX_512) return pack_avx512(dense, words, n, out, count);
+    if (level == AVX_2) return pack_avx2(dense, words, n, out, count);
+#endif
+    return pack_scalar(dense, words, n, out, count, 0, 0);
 }
 
 static void run_extract(const uint64_t *words, const uint64_t *select, size_t n_words, uint64_t *out) {
