@@ -1,13 +1,14 @@
 """The uplink whose values the server merges range by range: sent as messages, or read in memory that it shares."""
 
+from collections.abc import Mapping
 from heapq import merge
 
 from mpi4py import MPI
 
 from fedmpi.comm.inbox import Contents, Inbox, Laid, Own, Stream, address, tag
-from fedmpi.comm.merging import Merge
+from fedmpi.comm.merging import PIECES, Merge, helpers
 from fedmpi.comm.ranks import SERVER
-from fedmpi.comm.segments import cut
+from fedmpi.comm.segments import WORD, cut
 from fedmpi.comm.shared import SharedUpdates
 from fedmpi.comm.task import Surroundings, Task
 from fedmpi.comm.waiting import keep_alive
@@ -21,16 +22,32 @@ def gather_merge(around: Surroundings, task: Task, memory: SharedUpdates | None)
         return {}
     job = Merge(task.masks, task.heads, task.weights, task.theta, around.meter, skip_pruned=task.skip_pruned)
     streams = {c: _stream(around, task, c, memory if c in laid else None) for c in sorted(task.masks)}
-    step = min((around.cuts.step(mask.count()) for mask in task.masks.values()), default=1)
     try:
-        for lo, hi in cut(0, task.theta.size, step):
-            job.add(lo, hi, {c: stream.take(lo, hi) for c, stream in streams.items()})
+        if streams and len(laid) == len(streams):
+            _merge_laid(job, streams, task.theta.size, len({around.ranks.hosts[c] for c in laid}))
+        else:
+            _merge_arriving(around, job, streams, task)
     except BaseException:
         keep_alive(late for stream in streams.values() for late in stream.under_way)
         raise
     _thank(around, laid)
     job.check()
     return {c: stream.bytes for c, stream in streams.items()}
+
+
+def _merge_arriving(around: Surroundings, job: Merge, streams: Mapping[int, Stream], task: Task) -> None:
+    """Merge one range of all clients while the next ones arrive."""
+    step = min((around.cuts.step(mask.count()) for mask in task.masks.values()), default=1)
+    for lo, hi in cut(0, 0 if task.theta is None else task.theta.size, step):
+        job.add(lo, hi, {c: stream.take(lo, hi) for c, stream in streams.items()})
+
+
+def _merge_laid(job: Merge, streams: Mapping[int, Stream], size: int, waiting: int) -> None:
+    """Merge what lies in memory as a whole, with the cores of the ranks that wait for it."""
+    threads = helpers(size, waiting)
+    step = max(WORD, size // (PIECES * threads) // WORD * WORD)
+    pieces = [(lo, hi, {c: stream.take(lo, hi) for c, stream in streams.items()}) for lo, hi in cut(0, size, step)]
+    job.add_all(pieces, threads)
 
 
 def _stream(around: Surroundings, task: Task, client: int, memory: SharedUpdates | None) -> Stream:

@@ -27,6 +27,7 @@ from fedmpi.comm import (
     Scatter,
     Wire,
     gather_rows,
+    merging,
     plan_downlink,
     plan_uplink,
     plan_wire,
@@ -46,6 +47,7 @@ UPLINKS = (
     (None, "sharded"),
 )
 PATIENCE = Patience(deadline=60.0)
+merging.LEAST = 64  # so that even these short vectors are merged by several threads
 RAW = Wire()
 torch.set_num_threads(1)
 
