@@ -119,7 +119,7 @@ class Cluster:
         self._daemon(found["slurmctld"], "-D", "-c")
         for number in range(1, NODES + 1):
             name = f"n{number}"
-            self._daemon(*as_host(name), found["slurmd"], "-D", "-N", name)
+            self._daemon(*as_host(name, self.folder / "hosts"), found["slurmd"], "-D", "-N", name)
 
     def _all_idle(self) -> bool:
         try:
@@ -146,6 +146,8 @@ class Cluster:
         # MPICH names what its ranks share in memory after job and step. Another cluster's leftovers have other numbers.
         first = random.randrange(1000, 60_000_000)
         (self.folder / "state").mkdir(exist_ok=True)
+        names = " ".join(f"n{number}" for number in range(1, NODES + 1))
+        (self.folder / "hosts").write_text(f"127.0.0.1 localhost {host} {names}\n::1 localhost\n")
         text = CONFIGURATION.format(folder=self.folder, host=host, ports=ports, nodes=NODES, first=first)
         for number, port in enumerate(ports[1:], 1):
             for kind in ("spool", "tmp"):  # each node has its own: PMIx keeps its sockets there
@@ -244,13 +246,14 @@ class Cluster:
         return "\n".join(f"--- {p.name}\n{p.read_text()[-1500:]}" for p in sorted(self.folder.glob("*.out")))
 
 
-def as_host(name: str) -> list[str]:
-    """Return what starts a program on a node that has its own host name, as real ones do.
+def as_host(name: str, hosts: Path) -> list[str]:
+    """Return what starts a program on a node that has its own host name, as real ones do; ``hosts`` knows all names.
 
-    PMIx finds the ranks of a node by it, and Open MPI those that may share memory. Without the right to a name of its
-    own (in some containers) the node has the machine's.
+    PMIx finds the ranks of a node by it, and Open MPI those that may share memory; MPICH's mpirun looks its address up.
+    Without the right to a name of its own (in some containers) the node has the machine's.
     """
-    named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name]
+    own = 'mount --bind "$1" /etc/hosts && hostname "$0" && shift && exec "$@"'  # seen by the node alone
+    named = ["unshare", "--uts", "--mount", "sh", "-c", own, name, str(hosts)]
     tried = subprocess.run([*named, "true"], capture_output=True, check=False)
     return named if tried.returncode == 0 else []
 
