@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -421,10 +422,15 @@ def main() -> None:
         print("digest", digest.hexdigest())
 
 
-if __name__ == "__main__":
+def or_abort(main: Callable[[], None]) -> None:
+    """Call ``main``; one rank's failed check ends the job."""
     try:
         main()
-    except BaseException:  # noqa: BLE001 - one rank's failed check must end the job
+    except BaseException:  # noqa: BLE001 - whatever it is
         traceback.print_exc()
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(1)
+
+
+if __name__ == "__main__":
+    or_abort(main)

@@ -6,9 +6,7 @@ Rank 0 prints ``digest <hex>`` of all that was merged; every check is on every r
 import hashlib
 import os
 import re
-import sys
 import time
-import traceback
 from dataclasses import replace
 
 import numpy as np
@@ -180,9 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BaseException:  # noqa: BLE001 - one rank's failed check must end the job
-        traceback.print_exc()
-        sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(1)
+    collectives.or_abort(main)
