@@ -31,6 +31,7 @@ from fedmpi.comm import (
     same_number,
     same_text,
 )
+from fedmpi.comm.device_memory import plan_arrival
 from fedmpi.comm.devices import Seat, check_sharing, choose_device, node_place, seats
 from fedmpi.config import RunConfig
 from fedmpi.console import CRR_NAMES, View
@@ -124,6 +125,7 @@ def _set_up(ranks: Ranks, patience: Patience, config: RunConfig, stopper: Stoppe
     place, _ = node_place(ranks)
     with agree(ranks, "choosing devices", patience):
         device = choose_device(config.compute.device, ranks, place)
+        arrival = plan_arrival(ranks, device, wanted=config.compute.staging and config.compute.direct)
     placed = seats(ranks, device)
     with agree(ranks, "loading data", patience) as stage:
         learner = Learner(config, device, stopper.interrupt)
@@ -146,6 +148,7 @@ def _set_up(ranks: Ranks, patience: Patience, config: RunConfig, stopper: Stoppe
         wire=wire,
         shared=shared,
         room=learner.spill.empty,
+        device_room=arrival,
     )
     laid = plan_uplink(ranks, layout.size, config.comm.uplink)
     reduce = Reduce(

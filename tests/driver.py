@@ -16,10 +16,12 @@ import numpy as np
 from mpi4py import MPI
 
 from fedmpi import cli, farewell, train
-from fedmpi.comm import Patience, Ranks, Reduce, waiting
+from fedmpi.comm import Patience, Ranks, Reduce, device_memory, waiting
+from fedmpi.comm.staging import Staging
 from fedmpi.federated import learner, spill
 from fedmpi.federated import round as rounds
 from fedmpi.federated.client import Client
+from fedmpi.federated.learner import Learner
 from fedmpi.federated.probe import Probe
 from fedmpi.record import RunWriter
 from fedmpi.reid import training
@@ -208,6 +210,32 @@ def spill_all() -> None:
     spill.SMALL = 1
 
 
+def pretend_gpu(*, direct: bool) -> Callable[[], None]:
+    """Let models move as if the CPU were a GPU; ``direct``: and as if MPI took its memory."""
+
+    def accident() -> None:
+        init, fresh = Learner.__init__, []
+
+        def staged(self, config, device, interrupt):
+            init(self, config, device, interrupt)
+            self.staging = Staging(device, self.layout.size)
+
+        def arrival(ranks, device, *, wanted):
+            assert wanted
+            return lambda size: fresh.append(size) or device_memory.vector(device, size)
+
+        def counted(self):
+            assert bool(fresh) == (direct and bool(RANK)), "where models arrived"
+            free(self)
+
+        Learner.__init__, free = staged, Learner.free
+        Learner.free = counted
+        if direct:
+            train.plan_arrival = arrival
+
+    return accident
+
+
 def two_nodes() -> None:
     """Let all ranks but the server be on another node."""
     train.find_nodes = lambda ranks: (0,) + (1,) * (ranks.size - 1)
@@ -309,6 +337,8 @@ ACCIDENTS: dict[str, Callable[[], None]] = {
     "hold-in-a-batch": hold_in_a_batch,
     "slow-close": slow_close,
     "two-nodes": two_nodes,
+    "staged": pretend_gpu(direct=False),
+    "direct": pretend_gpu(direct=True),
     "spill-all": spill_all,
     "script-probe": script_probe,
     "count-bytes": count_bytes,

@@ -292,16 +292,18 @@ class TestIdleClient:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """Return a function that runs on so many ranks, once, with recovery happening, and returns where everything is."""
-    done: dict[tuple[int, str, str, str], Path] = {}
+    done: dict[tuple[int | str, ...], Path] = {}
 
-    def on(ranks: int, values: str = "auto", downlink: str = "messages", uplink: str = "messages") -> Path:
-        plan = ranks, values, downlink, uplink
+    def on(
+        ranks: int, values: str = "auto", downlink: str = "messages", uplink: str = "messages", *accidents: str
+    ) -> Path:
+        plan = ranks, values, downlink, uplink, *accidents
         if plan not in done:
             folder = done[plan] = tmp_path_factory.mktemp(f"ranks{ranks}{values}")
             keys = (f"wire.values={values}", f"comm.downlink={downlink}", f"comm.uplink={uplink}")
             changes = sets("federation.rounds=4", "pruning.target=0.9", *keys)
             command = ["train", write_config(folder), "--out", folder / "run", *changes]
-            argv = [DRIVER, "count-bytes", "script-probe", "two-nodes", "--", *command]
+            argv = [DRIVER, "count-bytes", "script-probe", "two-nodes", *accidents, "--", *command]
             mpi.succeed(ranks, argv, env={"DRIVER_OUT": str(folder)})
         return done[plan]
 
@@ -396,6 +398,16 @@ class TestRanks:
         down = np.isin(messages["direction"], [b"down", b"recover", b"eval"])
         handed = json.loads((folder / "sent-0.json").read_text())
         assert handed == (messages["bytes"] - messages["values"])[down].sum()
+
+    @pytest.mark.parametrize("how", ["staged", "direct"])
+    def test_models_that_move_to_and_from_a_gpu_are_the_same(self, job, how):
+        """The GPU is a pretended one; with ``direct``, MPI writes into its memory what clients are sent each round."""
+        folder = job(3, "auto", "messages", "messages", how)
+        assert files(folder / "run") == files(job(3) / "run")
+        with open_run(folder / "run") as moved, open_run(job(3) / "run") as plain:
+            for column in ("round", "client", "direction", "bytes"):
+                np.testing.assert_array_equal(moved.messages[column], plain.messages[column])
+            np.testing.assert_array_equal(moved["clients/norm"], plain["clients/norm"])
 
     def test_lossless_values_are_messages_whatever_is_shared(self, job):
         shared, messages = (job(3, "lossless", downlink) for downlink in ("shared", "messages"))

@@ -160,6 +160,27 @@ def scale(
         _show(records, room.rows, 2, path)
 
 
+@bench.command("device")
+@options("0.1,0.3,0.5,1.0")
+@click.option("--device", type=click.Choice(("cuda", "cpu")), default="cuda", show_default=True)
+def device(
+    densities: tuple[float, ...], repeats: int, model: str, size: int | None, path: Path | None, device: str
+) -> None:
+    """How a model moves between a GPU and the host, and how fast it is packed and expanded there.
+
+    Wall time until the GPU has done it. Pack and expand are compared with one copy on the GPU; ways to and from it
+    with the whole model without a pinned buffer (compute.staging=false); a model that comes in a message with one that
+    passes the host's memory (compute.direct=false). The message is one of this process to itself.
+    """
+    check_free(path)
+    _world()
+    from fedmpi.bench import device as room  # noqa: PLC0415 - help stays fast
+
+    found, made = room.find(device), _model(model, size)
+    _head(f"{made.layout.size:,} parameters on {device}, medians of {repeats}")
+    _show(list(room.measure(found, made.layout.size, densities, repeats)), room.rows, 2, path)
+
+
 @bench.command("peers")
 @click.option("--python", type=click.Path(path_type=Path), help="Python of the environment that has them.")
 @click.option("--size", type=click.IntRange(1), default=1_000_000, show_default=True, help="Parameters.")

@@ -29,6 +29,10 @@ PLANS = ("messages", "shared memory")
 HERE = Path(__file__).parent
 
 
+class NoResultError(RuntimeError):
+    """A program failed or took too long; the text says why."""
+
+
 def measure(
     python: Path, size: int, clients: int, rounds: int, limit: float, say: Callable[[str], None]
 ) -> Iterator[Record]:
@@ -57,9 +61,11 @@ def measure(
         if version is None:
             continue
         _, _, script, needs_mpi = PEERS[name]
-        times = _times(python, [str(HERE / script), str(size), str(clients), str(rounds)], clients, limit, needs_mpi)
-        if times is None:
-            say(f"{name}: no result within {limit:g} s, or it failed")
+        argv = [str(HERE / script), str(size), str(clients), str(rounds)]
+        try:
+            times = _times(python, argv, clients, limit, needs_mpi=needs_mpi)
+        except NoResultError as reason:
+            say(f"{name}: no result: {reason}")
             continue
         seconds = median(times[1:] or times)
         named = f"{name} {version}"
@@ -85,19 +91,22 @@ def _own(size: int, clients: int, limit: float) -> list[Record]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "own.json"
         words = ["-m", "fedmpi", "bench", "exchange", "--size", str(size), "--densities", "0.3,1", "--json", str(path)]
-        if _run([*_mpirun(Path(sys.executable), clients), sys.executable, *words], limit) is None:
-            raise LaunchError("fedmpi's own exchange failed: try mpirun -n 9 fedmpi bench exchange")
+        try:
+            _run([*_mpirun(Path(sys.executable), clients), sys.executable, *words], limit)
+        except NoResultError as reason:
+            message = f"fedmpi's own exchange failed: {reason}; try mpirun -n {clients + 1} fedmpi bench exchange"
+            raise LaunchError(message) from reason
         records = [Record(**row) for row in json.loads(path.read_text())]
     return [record for record in records if record.name == "exchange" and record.plan in PLANS]
 
 
-def _times(python: Path, argv: list[str], clients: int, limit: float, needs_mpi: bool) -> list[float] | None:  # noqa: FBT001
+def _times(python: Path, argv: list[str], clients: int, limit: float, *, needs_mpi: bool) -> list[float]:
     out = _run([*(_mpirun(python, clients) if needs_mpi else []), str(python), *argv], limit)
-    lines = [line for line in (out or "").splitlines() if line.startswith("[") and line.endswith("]")]
+    lines = [line for line in out.splitlines() if line.startswith("[") and line.endswith("]")]
     try:
         times: list[float] = json.loads(lines[-1])
     except (IndexError, ValueError):
-        return None
+        raise NoResultError("it printed no times") from None
     return times
 
 
@@ -107,16 +116,22 @@ def _mpirun(python: Path, clients: int) -> list[str]:
     return [str(beside) if beside.exists() else "mpirun", "-n", str(clients + 1)]
 
 
-def _run(argv: Sequence[str], limit: float) -> str | None:
-    """Return what a program printed; None when it failed or took too long. Nothing of it is left behind."""
+def _run(argv: Sequence[str], limit: float) -> str:
+    """Return what a program printed; nothing of it is left behind.
+
+    Raises
+    ------
+    NoResultError
+        It failed, or took longer than ``limit`` seconds.
+    """
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as out:  # a pipe would be held open by whatever survives
         try:
             started = subprocess.Popen(argv, stdout=out, stderr=out, env=env, start_new_session=True)  # noqa: S603
-        except OSError:
-            return None
+        except OSError as error:
+            raise NoResultError(f"{argv[0]} cannot be started ({error.strerror})") from error
         try:
-            code = started.wait(limit)
+            code: int | None = started.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
         finally:
@@ -124,7 +139,12 @@ def _run(argv: Sequence[str], limit: float) -> str | None:
                 os.killpg(started.pid, signal.SIGKILL)
             started.wait()
         out.seek(0)
-        return out.read() if code == 0 else None
+        printed = out.read()
+    if code != 0:
+        end = f"it did not end within {limit:g} s" if code is None else f"it failed with code {code}"
+        said = [line.strip() for line in printed.splitlines() if line.strip()]
+        raise NoResultError(f"{end}, its last words: {said[-1][:200]}" if said else end)
+    return printed
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:

@@ -20,7 +20,7 @@ class Record:
     Attributes
     ----------
     bench
-        ``kernels``, ``exchange``, ``codec`` or ``peers``.
+        ``kernels``, ``exchange``, ``scale``, ``codec``, ``device`` or ``peers``.
     name
         What was done.
     density

@@ -1,9 +1,19 @@
-"""Whether the MPI library takes pointers to GPU memory: asked of the library that mpi4py has loaded, never guessed."""
+"""Messages that MPI writes to a GPU's memory: whether the library can, as it says itself and as a trial shows."""
 
 import ctypes
 from contextlib import suppress
+from functools import partial
 
+import numpy as np
+import torch
 from mpi4py import MPI
+
+from fedmpi.comm.parcels import DeviceRoom, as_bytes
+from fedmpi.comm.ranks import Ranks
+from fedmpi.errors import DeviceError
+
+TRIED = 1000
+"""Values of the trial."""
 
 
 def takes_device_memory() -> bool | None:
@@ -18,3 +28,48 @@ def takes_device_memory() -> bool | None:
     with suppress(OSError, AttributeError):  # no such library, no such function
         return bool(ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support())
     return None
+
+
+def plan_arrival(ranks: Ranks, device: torch.device, *, wanted: bool) -> DeviceRoom | None:
+    """Return what makes room for a model on this rank's GPU, None where it has to pass the host's memory.
+
+    It goes there if the library says that it can and this rank hosts one client: the models of several would all
+    have to fit. *Not collective.*
+
+    Raises
+    ------
+    DeviceError
+        The library says that it can, and cannot.
+    """
+    if not wanted or device.type != "cuda" or len(ranks.hosted) != 1 or not takes_device_memory():
+        return None
+    if not arrives(device):
+        raise DeviceError(
+            f"the MPI library says that it takes GPU memory, but a message to {device} of rank {ranks.rank} did not "
+            "arrive there; set compute.direct=false"
+        )
+    return partial(vector, device)
+
+
+def vector(device: torch.device, size: int) -> torch.Tensor:
+    """Return a vector on ``device``, ``float32[size]``, that no work of the device still uses. *Not collective.*
+
+    Torch hands out memory whose last reader may still be under way, for work that queues up behind it. MPI does not
+    queue up.
+    """
+    made = torch.empty(size, dtype=torch.float32, device=device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return made
+
+
+def arrives(device: torch.device) -> bool:
+    """Send this process a message from the host's memory to the device's, and see what comes. *Not collective.*"""
+    sent, there = np.arange(1, TRIED + 1, dtype=np.float32), vector(device, TRIED)
+    try:
+        request = MPI.COMM_SELF.Irecv([as_bytes(there), MPI.BYTE], 0)
+        MPI.COMM_SELF.Send([as_bytes(sent), MPI.BYTE], 0)
+        request.Wait()
+    except MPI.Exception:
+        return False
+    return there.cpu().numpy().tobytes() == sent.tobytes()

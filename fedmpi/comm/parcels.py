@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedmpi.sparse import Mask
@@ -11,11 +12,18 @@ from fedmpi.sparse.kernels import expand, pack
 
 Room = Callable[[int], NDArray[np.float32]]
 """Makes a vector to be filled, ``float32[size]``."""
+DeviceRoom = Callable[[int], torch.Tensor]
+"""Makes one in the memory of a GPU, which MPI may write at once."""
 
 
 def in_memory(size: int) -> NDArray[np.float32]:
     """Return a vector to be filled, ``float32[size]``."""
     return np.empty(size, np.float32)
+
+
+def as_bytes(values: NDArray[np.float32] | torch.Tensor) -> NDArray[np.uint8] | torch.Tensor:
+    """Return the same memory as bytes, which MPI takes from host and GPU alike."""
+    return values.view(torch.uint8) if isinstance(values, torch.Tensor) else values.view(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -39,21 +47,27 @@ class Parcel:
     positions
         Which entries it received.
     values
-        Those entries, ``float32[nnz]``, where they came as messages; where the client took them from shared memory
-        already in their places, ``float32[N]`` with zeros elsewhere.
+        Those entries, ``float32[nnz]``, where they came as messages, a tensor where MPI wrote them to a GPU; where the
+        client took them from shared memory already in their places, ``float32[N]`` with zeros elsewhere.
     buffers
         ``float32[B]``.
     """
 
     positions: Mask
-    values: NDArray[np.float32]
+    values: NDArray[np.float32] | torch.Tensor
     buffers: NDArray[np.float32]
+
+    @property
+    def on_host(self) -> NDArray[np.float32]:
+        """`values` in the host's memory."""
+        return self.values.cpu().numpy() if isinstance(self.values, torch.Tensor) else self.values
 
     def dense(self, room: Room = in_memory) -> NDArray[np.float32]:
         """Return the values in their places, ``float32[N]``, zeros elsewhere: `values` itself, or made in ``room``."""
-        size = self.positions.size
-        return self.values if self.values.size == size else expand(self.values, self.positions, out=room(size))
+        values, size = self.on_host, self.positions.size
+        return values if values.size == size else expand(values, self.positions, out=room(size))
 
     def packed(self) -> NDArray[np.float32]:
         """Return the values one after the other, ``float32[nnz]``: `values` itself, or a copy."""
-        return self.values if self.values.size == self.positions.count() else pack(self.values, self.positions)
+        values = self.on_host
+        return values if values.size == self.positions.count() else pack(values, self.positions)

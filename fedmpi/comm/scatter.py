@@ -6,16 +6,17 @@ them from memory that they share with the server; the same values, and the same 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import torch
 from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.comm.coding import Wire
 from fedmpi.comm.flight import Flight, budget
 from fedmpi.comm.inbox import tag
-from fedmpi.comm.parcels import Address, Parcel, Room, in_memory
+from fedmpi.comm.parcels import Address, DeviceRoom, Parcel, Room, as_bytes, in_memory
 from fedmpi.comm.ranks import SERVER, Ranks
 from fedmpi.comm.segments import Cuts, cut
 from fedmpi.comm.shared import SharedVector
@@ -49,6 +50,7 @@ from fedmpi.sparse.header import Header
 from fedmpi.sparse.kernels import masked_copy
 
 Bytes = NDArray[np.uint8]
+Received = NDArray[np.float32] | torch.Tensor
 
 
 class Scatter:
@@ -66,6 +68,8 @@ class Scatter:
         Memory from which clients may take raw values; `free` gives it back.
     room
         Makes the vectors, ``float32[size]``, in which values arrive.
+    device_room
+        Makes those on a GPU, for raw values of models; None where MPI is to write to the host's memory alone.
     """
 
     def __init__(
@@ -79,11 +83,12 @@ class Scatter:
         wire: Wire = Wire(),  # noqa: B008 - frozen
         shared: SharedVector | None = None,
         room: Room = in_memory,
+        device_room: DeviceRoom | None = None,
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
         self._lively = patience.lively
         self._cuts, self._wire, self._shared = Cuts(layout.size, len(ranks.hosts), segment_bytes), wire, shared
-        self._room = room
+        self._room, self._device_room = room, device_room
 
     def __call__(
         self,
@@ -241,12 +246,15 @@ class Scatter:
 
     def _receive(self, kind: Kind, round: int, addresses: dict[int, Address]) -> dict[int, Parcel]:
         heads = {c: self._receive_head(kind, round, c, a) for c, a in addresses.items()}
+        codings = {c: head.coding for c, head in heads.items()}
+        values: Mapping[int, Received]
         if any(head.flags & Flag.SHARED for head in heads.values()):
             values = self._take_values(addresses)
+        elif all(coding == ValueCoding.RAW_F32 for coding in codings.values()):
+            values = self._receive_raw(kind, addresses)
+            self._check(values)
         else:
-            codings = {c: head.coding for c, head in heads.items()}
-            values = {c: self._room(a.positions.count()) for c, a in addresses.items()}
-            self._receive_values(addresses, codings, values)
+            values = self._receive_coded(addresses, codings)
             self._check(values)
         return {c: Parcel(a.positions, values[c], heads[c].buffers) for c, a in addresses.items()}
 
@@ -276,33 +284,45 @@ class Scatter:
         self._lively.wait_all(said, "the server to hear that its model is taken")
         return values
 
-    def _check(self, values: Mapping[int, NDArray[np.float32]]) -> None:
+    def _check(self, values: Mapping[int, Received]) -> None:
         """Receive the checksums that follow the values, and compare."""
         for c, received in values.items():
             what = f"the model for client {c}"
             trailer = self._lively.receive_bytes(self._ranks.comm, SERVER, TRAILER_SIZE, what)
-            check_values(values_checksum(received), decode_trailer(trailer), received.size, what)
+            check_values(values_checksum(received), decode_trailer(trailer), len(received), what)
 
-    def _receive_values(
-        self, addresses: dict[int, Address], codings: dict[int, ValueCoding], values: dict[int, NDArray[np.float32]]
-    ) -> None:
-        """Fill in the values as they come."""
-        posted = []
+    def _receive_raw(self, kind: Kind, addresses: dict[int, Address]) -> dict[int, Received]:
+        """Return the values as they come, a tensor each where a model may go straight to the GPU."""
+        make = self._room if self._device_room is None or kind is not Kind.MODEL else self._device_room
+        values: dict[int, Received] = {c: make(a.positions.count()) for c, a in addresses.items()}
+        memory = {c: as_bytes(vector) for c, vector in values.items()}
+        posted = [self._post(c, memory[c][4 * at : 4 * end]) for c, _, _, at, end in self._parts(addresses)]
+        self._lively.wait_all(posted, "the server's model")
+        return values
+
+    def _receive_coded(
+        self, addresses: dict[int, Address], codings: dict[int, ValueCoding]
+    ) -> dict[int, NDArray[np.float32]]:
+        """Return the values, decoded range by range."""
+        values = {c: self._room(a.positions.count()) for c, a in addresses.items()}
+        parts = list(self._parts(addresses))
+        buffers = [np.empty(values_bound(codings[c], end - at), np.uint8) for c, _, _, at, end in parts]
+        posted = [self._post(part[0], buffer) for part, buffer in zip(parts, buffers, strict=True)]
+        sizes = self._lively.wait_bytes(posted, "the server's model")
+        for (c, lo, hi, at, end), buffer, size in zip(parts, buffers, sizes, strict=True):
+            a = addresses[c]
+            values[c][at:end] = decode_range(buffer[:size], a.positions, lo, hi, codings[c], a.reference)
+        return values
+
+    def _parts(self, addresses: Mapping[int, Address]) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield client, range, and the places of its values in the message, of every part that has some."""
         for c, address in addresses.items():
             at = 0
             for lo, hi in self._cuts.ranges(address.positions.count()):
-                count = address.positions.count(lo, hi)
-                target = values[c][at : at + count]
-                raw = codings[c] == ValueCoding.RAW_F32
-                buffer = target.view(np.uint8) if raw else np.empty(values_bound(codings[c], count), np.uint8)
-                at += count
-                if count:
-                    request = self._ranks.comm.Irecv([buffer, MPI.BYTE], SERVER, tag(c))
-                    posted.append((c, lo, hi, target, buffer, request))
-        if all(coding == ValueCoding.RAW_F32 for coding in codings.values()):
-            self._lively.wait_all([request for *_, request in posted], "the server's model")
-            return
-        sizes = self._lively.wait_bytes([request for *_, request in posted], "the server's model")
-        for (c, lo, hi, target, buffer, _), size in zip(posted, sizes, strict=True):
-            a = addresses[c]
-            target[:] = decode_range(buffer[:size], a.positions, lo, hi, codings[c], a.reference)
+                end = at + address.positions.count(lo, hi)
+                if end > at:
+                    yield c, lo, hi, at, end
+                at = end
+
+    def _post(self, client: int, memory: Bytes | torch.Tensor) -> MPI.Request:
+        return self._ranks.comm.Irecv([memory, MPI.BYTE], SERVER, tag(client))

@@ -99,6 +99,16 @@ class ComputeConfig(Section):
         description="Between host and GPU move only the values that a mask keeps, through a pinned buffer of the size "
         "of the model; false = whole models, without it. The same results; nothing changes on the CPU.",
         source="fedmpi",
+        may_change=True,
+    )
+    direct: Switch = key(
+        default=True,
+        description="Where the MPI library takes GPU memory (`fedmpi doctor` says whether) and a rank hosts one "
+        "client, the values of the model arrive on its GPU without passing that buffer: raw ones that are sent as "
+        "messages. "
+        "false = never. The same results; nothing changes on the CPU or without `staging`.",
+        source="fedmpi",
+        may_change=True,
     )
 
     def problems(self) -> Iterator[Problem]:

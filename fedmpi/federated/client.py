@@ -94,7 +94,7 @@ class Client:
 
     def check(self, state: ClientState, parcel: Parcel, log: Measurements) -> tuple[ClientState, Received]:
         """Unpack the received model and judge it (CRR stage 2)."""
-        theta = self.learner.spill.keep(parcel.dense(self.learner.spill.empty))
+        theta = self.learner.receive(parcel)
         if not self.method.sparsity.recovers:
             return state, Received(theta, parcel.buffers)
         with log.time("probe"):

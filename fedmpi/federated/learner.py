@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fedmpi.comm.parcels import Parcel
+from fedmpi.comm.staging import Staging
 from fedmpi.config import RunConfig
 from fedmpi.federated.spill import Spill
-from fedmpi.federated.staging import Staging
 from fedmpi.reid.backbone import ReIDNet, build_backbone
 from fedmpi.reid.features import Viewing
 from fedmpi.reid.training import freeze
@@ -53,6 +54,15 @@ class Learner:
             PRECISIONS[c.compute.precision],
             interrupt,
         )
+
+    def receive(self, parcel: Parcel) -> Theta:
+        """Return a received model in its places, ``float32[N]`` on the host; one that arrived on the GPU stays there.
+
+        It must not be changed.
+        """
+        if isinstance(parcel.values, torch.Tensor) and self.staging is not None:
+            return self.spill.keep(self.staging.arrived(parcel.values, parcel.positions))
+        return self.spill.keep(parcel.dense(self.spill.empty))
 
     def load(self, theta: Theta, buffers: Theta, mask: Mask | None = None) -> ReIDNet:
         """Put a flat model into the network and return it.

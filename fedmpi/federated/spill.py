@@ -97,7 +97,7 @@ class Spill:
         words = self.keep(mask.words)
         return mask if words is mask.words else Mask(words, mask.size)
 
-    def use(self, *arrays: NDArray[Any] | None) -> None:
+    def use(self, *arrays: object) -> None:
         """Say that these are needed now; others may have to give way.
 
         Raises
@@ -177,9 +177,9 @@ def _allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def piece_of(array: NDArray[Any] | None) -> Piece | None:
-    """Return the file behind an array or a view of one, None for memory."""
-    base: object = array
+def piece_of(array: object) -> Piece | None:
+    """Return the file behind an array or a view of one, None for memory and for what is no array."""
+    base = array
     while isinstance(base, np.ndarray):
         base = base.base
     if isinstance(base, memoryview):

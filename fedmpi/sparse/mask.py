@@ -128,7 +128,7 @@ class Mask:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mask):
             return NotImplemented
-        return self.size == other.size and np.array_equal(self.words, other.words)
+        return self is other or (self.size == other.size and np.array_equal(self.words, other.words))
 
     def __hash__(self) -> int:
         return hash(self.hash)

@@ -5,9 +5,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
+from fedmpi.bench import device
 from fedmpi.cli import cli
+from fedmpi.errors import DeviceError
 from tests import mpi
 
 KEYS = ["bench", "name", "density", "plan", "coding", "seconds", "bytes", "ratio_to_dense"]
@@ -63,6 +66,42 @@ def test_codec(tmp_path):
     nnz, size = round(known["density"] * SIZE), SIZE  # the entropy, written down once more
     entropy = (math.lgamma(size + 1) - math.lgamma(nnz + 1) - math.lgamma(size - nnz + 1)) / math.log(2) / 8
     assert abs(table["update, mask sent", 0.1, "bound"]["bytes"] - 4 * nnz - entropy) < 2
+
+
+def test_device(tmp_path):
+    records, lines = run(tmp_path, "device", "--device", "cpu", "--densities", "0.25,1")
+    ways = {(r["name"], r["plan"]) for r in records}
+    assert ways == {
+        ("copy", "device"), ("pack", "device"), ("expand", "device"), ("to device", "whole"), ("to device", "staged"),
+        ("to host", "whole"), ("to host", "staged"), ("from a message", "staged"), ("from a message", "direct"),
+    }  # fmt: skip
+    assert len(records) == 2 * len(ways) == len(lines) - 3
+    for r in records:
+        whole = r["plan"] == "whole" or r["name"] == "copy"
+        assert r["density"] == 1 or not whole
+        assert abs(r["bytes"] - 4 * SIZE * r["density"]) < 4 * 500
+    assert {r["ratio_to_dense"] for r in records if r["plan"] == "whole" or r["name"] == "copy"} == {1.0}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_device(tmp_path):
+    done = CliRunner().invoke(cli, ["bench", "device", "--size", "100"])
+    assert isinstance(done.exception, DeviceError)
+    assert "sees no GPU; --device cpu" in str(done.exception)
+
+
+def test_every_way_to_a_device_brings_the_same_model():
+    case = device.Case(torch.device("cpu"), SIZE, 0.25)
+    ways = case.variants()
+    kept = case.mask.to_bool()
+    assert torch.equal(ways["expand/device"]().bool(), torch.from_numpy(kept))
+    assert torch.equal(ways["expand/device"](), case._theta)
+    assert torch.equal(ways["pack/device"](), case._theta[kept])
+    assert ways["to host/staged"]().tobytes() == ways["to host/whole"]().numpy().tobytes()
+    assert ways["from a message/direct"]().tobytes() == ways["from a message/staged"]().numpy().tobytes()
+    assert {ways["to device/staged"]().numpy().tobytes() for _ in range(2)} == {
+        ways["to device/whole"]().numpy().tobytes() for _ in range(2)
+    }
 
 
 @pytest.mark.mpi

@@ -9,7 +9,7 @@ import pytest
 
 from fedmpi.bench import peers
 from fedmpi.bench.records import Record
-from fedmpi.errors import ConfigError
+from fedmpi.errors import ConfigError, LaunchError
 
 
 def test_none_installed(tmp_path):
@@ -53,10 +53,21 @@ def test_records(tmp_path, monkeypatch):
 
 def test_too_slow_is_ended_with_its_children(tmp_path):
     pid = tmp_path / "pid"
-    assert peers._run(["/bin/sh", "-c", f"sleep 100 & echo $! > {pid}; wait"], 1.0) is None
+    with pytest.raises(peers.NoResultError, match="it did not end within 1 s, its last words: beginning"):
+        peers._run(["/bin/sh", "-c", f"sleep 100 & echo $! > {pid}; echo beginning; wait"], 1.0)
     child, deadline = Path(f"/proc/{pid.read_text().strip()}/stat"), time.monotonic() + 30
     while child.exists() and child.read_text().split()[2] != "Z":  # on a busy machine, dying takes its time
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert peers._run([str(tmp_path / "nothing")], 1.0) is None
-    assert peers._run(["/bin/sh", "-c", "exit 3"], 5.0) is None
+
+
+def test_what_fails_says_why(tmp_path, monkeypatch):
+    with pytest.raises(peers.NoResultError, match=r"nothing cannot be started \(No such file or directory\)"):
+        peers._run([str(tmp_path / "nothing")], 1.0)
+    with pytest.raises(peers.NoResultError, match=r"it failed with code 3$"):
+        peers._run(["/bin/sh", "-c", "exit 3"], 5.0)
+    monkeypatch.setattr(peers, "_mpirun", lambda *_: ["/bin/sh", "-c", "echo no proxy >&2; exit 4", "--"])
+    with pytest.raises(LaunchError, match=r"failed: it failed with code 4, its last words: no proxy; try mpirun -n 3"):
+        peers._own(100, 2, 5.0)
+    with pytest.raises(peers.NoResultError, match="it printed no times"):
+        peers._times(Path("/bin/sh"), ["-c", "echo nonsense"], 2, 5.0, needs_mpi=False)

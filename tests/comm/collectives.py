@@ -10,6 +10,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from fedmpi.comm import (
     plan_uplink,
     plan_wire,
 )
+from fedmpi.comm.device_memory import vector
 from fedmpi.comm.link import slowest_link
 from fedmpi.comm.ranks import check_same, host_names, place
 from fedmpi.errors import LaunchError
@@ -112,7 +114,16 @@ def check_scatter(ranks: Ranks, case: Case, choice: str) -> None:
     assert (shared is None) == (choice == "messages" or ranks.size == 1)
     for turn, segment_bytes in enumerate(SEGMENT_BYTES):
         meter = Meter()
-        scatter = Scatter(ranks, LAYOUT, segment_bytes=segment_bytes, patience=PATIENCE, meter=meter, shared=shared)
+        device_room = partial(vector, torch.device("cpu")) if turn % 2 else None
+        scatter = Scatter(
+            ranks,
+            LAYOUT,
+            segment_bytes=segment_bytes,
+            patience=PATIENCE,
+            meter=meter,
+            shared=shared,
+            device_room=device_room,
+        )
         named = ranks.clients if ranks.is_server else ranks.hosted
         addresses = {c: Address(case.masks[c], 5 + c) for c in named}
         jitter(ranks, turn)
@@ -120,6 +131,8 @@ def check_scatter(ranks: Ranks, case: Case, choice: str) -> None:
         parcels = scatter(Kind.MODEL, turn, addresses, source, since=time.perf_counter())
         assert sorted(parcels) == list(ranks.hosted)
         for c, parcel in parcels.items():
+            straight = device_room is not None and not ranks.is_server and shared is None
+            assert isinstance(parcel.values, torch.Tensor) == straight
             assert parcel.packed().tobytes() == case.old[case.kept[c]].tobytes()
             assert parcel.dense().tobytes() == np.where(case.kept[c], case.old, np.float32(0)).tobytes()
             np.testing.assert_array_equal(parcel.buffers, case.buffers)

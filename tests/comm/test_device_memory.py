@@ -1,10 +1,15 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mpi4py import MPI
 
 from fedmpi.comm import device_memory
-from fedmpi.comm.device_memory import takes_device_memory
+from fedmpi.comm.device_memory import arrives, plan_arrival, takes_device_memory, vector
+from fedmpi.errors import DeviceError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees no CUDA device here")
 
 
 class Library:
@@ -53,3 +58,67 @@ def test_a_library_that_cannot_be_opened_is_unknown(monkeypatch):
 
 def test_the_library_that_is_loaded_here_answers():
     assert takes_device_memory() in (True, False, None)
+
+
+def test_a_message_to_oneself_arrives_in_a_tensor():
+    assert arrives(CPU)
+
+
+@needs_gpu
+@pytest.mark.skipif(not takes_device_memory(), reason="needs an MPI library that takes GPU memory")
+def test_a_message_to_oneself_arrives_on_a_gpu():
+    assert arrives(GPU)
+
+
+@pytest.mark.parametrize("fate", ["nothing comes", "an error"])
+def test_what_does_not_arrive_is_seen(monkeypatch, fate):
+    class Nothing:
+        Exception = MPI.Exception
+        BYTE = MPI.BYTE
+
+        class COMM_SELF:
+            @staticmethod
+            def Irecv(*_):
+                return SimpleNamespace(Wait=lambda: None)
+
+            @staticmethod
+            def Send(*_):
+                if fate == "an error":
+                    raise MPI.Exception(MPI.ERR_BUFFER)
+
+    monkeypatch.setattr(device_memory, "MPI", Nothing)
+    assert not arrives(CPU)
+
+
+def answers(monkeypatch, *, takes, arrived=True):
+    monkeypatch.setattr(device_memory, "takes_device_memory", lambda: takes)
+    monkeypatch.setattr(device_memory, "arrives", lambda _: arrived)
+
+
+@pytest.mark.parametrize(
+    ("device", "hosted", "wanted", "takes", "expected"),
+    [
+        (GPU, (0,), True, True, True),
+        (GPU, (0,), False, True, False),  # switched off
+        (GPU, (0,), True, False, False),
+        (GPU, (0,), True, None, False),  # the library does not say
+        (GPU, (0, 1), True, True, False),  # the models of several clients would all lie there
+        (CPU, (0,), True, True, False),
+        (CPU, (), True, True, False),  # the server
+    ],
+)
+def test_models_arrive_on_a_gpu_where_all_that_is_needed_is_there(monkeypatch, device, hosted, wanted, takes, expected):
+    answers(monkeypatch, takes=takes)
+    made = plan_arrival(SimpleNamespace(rank=3, hosted=hosted), device, wanted=wanted)
+    assert (made is not None) == expected
+
+
+def test_a_library_that_promises_too_much_is_one_line(monkeypatch):
+    answers(monkeypatch, takes=True, arrived=False)
+    with pytest.raises(DeviceError, match=r"cuda:0 of rank 3 did not arrive there; set compute.direct=false"):
+        plan_arrival(SimpleNamespace(rank=3, hosted=(2,)), GPU, wanted=True)
+
+
+def test_room_is_a_vector_of_float32():
+    made = vector(CPU, 5)
+    assert (made.shape, made.dtype, made.device) == ((5,), torch.float32, CPU)

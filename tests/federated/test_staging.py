@@ -1,147 +1,18 @@
-"""What crosses to and from a GPU: the same models, only the kept values, and waits where they belong.
-
-Without a GPU the same class moves vectors on the CPU, and a stand-in for CUDA's streams writes down who waits for whom.
-"""
-
-from contextlib import contextmanager
+"""A client whose models move through a staging buffer does what it does without one."""
 
 import numpy as np
 import pytest
 import torch
 
+from fedmpi.comm.parcels import Parcel
+from fedmpi.comm.staging import Staging
 from fedmpi.federated.client import Client, ClientState, Measurements, Received
 from fedmpi.federated.history import MaskHistory
 from fedmpi.federated.learner import Learner
-from fedmpi.federated.staging import Staging
 from fedmpi.reid.datasets import load_client
 from fedmpi.sparse import Mask
 
 CPU = torch.device("cpu")
-SIZE = 1003
-
-
-def vector(mask, seed=0):
-    values = np.random.default_rng(seed).standard_normal(mask.size).astype(np.float32)
-    return np.where(mask.to_bool(), values, np.float32(0))
-
-
-@pytest.fixture(params=[0.0, 0.3, 1.0])
-def mask(request):
-    return Mask.from_bool(np.random.default_rng(1).random(SIZE) < request.param)
-
-
-def devices():
-    missing = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees no CUDA device here")
-    return [pytest.param(CPU, id="cpu"), pytest.param(torch.device("cuda", 0), id="cuda", marks=missing)]
-
-
-@pytest.mark.parametrize("device", devices())
-def test_vectors_go_there_and_come_back(device, mask):
-    staging, other = Staging(device, SIZE), Mask.from_bool(np.arange(SIZE) % 3 == 0)
-    for seed, kept in enumerate([mask, other, mask]):
-        theta = vector(kept, seed)
-        there = staging.up(theta, kept)
-        assert there.device == device
-        assert there.cpu().numpy().tobytes() == theta.tobytes()
-        staging.start(there, kept)
-        assert staging.finish().tobytes() == theta.tobytes()
-    staging.free()
-
-
-def test_what_was_sent_up_stays_when_the_buffer_is_used_again(mask):
-    staging = Staging(CPU, SIZE)
-    first = staging.up(vector(mask, 0), mask)
-    staging.up(vector(mask, 1), mask)
-    assert first.numpy().tobytes() == vector(mask, 0).tobytes()
-
-
-def test_only_kept_values_cross(mask, monkeypatch):
-    crossed = []
-    copy_to, copy = torch.Tensor.to, torch.Tensor.copy_
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda self, *a, **k: crossed.append(self.numel() * self.itemsize) or copy_to(self, *a, **k)
-    )
-    monkeypatch.setattr(
-        torch.Tensor, "copy_", lambda self, o, **k: crossed.append(o.numel() * o.itemsize) or copy(self, o, **k)
-    )
-    staging, theta = Staging(CPU, SIZE), vector(mask)
-    there = staging.up(theta, mask)
-    assert crossed[0] == 4 * mask.count()
-    crossed.clear()
-    staging.start(there, mask)
-    assert crossed == [4 * mask.count()]  # positions were found before
-
-
-def test_one_model_at_a_time():
-    full = Mask.full(SIZE)
-    staging = Staging(CPU, SIZE)
-    with pytest.raises(RuntimeError, match="nothing is on its way"):
-        staging.finish()
-    staging.start(torch.zeros(SIZE), full)
-    for second in (lambda: staging.start(torch.zeros(SIZE), full), lambda: staging.up(vector(full), full)):
-        with pytest.raises(RuntimeError, match="is on its way from the device"):
-            second()
-    assert not staging.finish().any()
-
-
-class Recorder:
-    """Stands for CUDA's streams and event: notes what happens on which of them, in order."""
-
-    def __init__(self, monkeypatch):
-        self.log, self.on = [], "main"
-        copy_to, copy = torch.Tensor.to, torch.Tensor.copy_
-        note = self.log.append
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self.stream("main"))
-        monkeypatch.setattr(torch.cuda, "stream", self.switched)
-        monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: note(f"keep for {stream.name}"))
-        monkeypatch.setattr(
-            torch.Tensor, "to", lambda s, *a, **k: (k and note(f"up on {self.on}"), copy_to(s, *a, **k))[1]
-        )
-        monkeypatch.setattr(
-            torch.Tensor, "copy_", lambda s, o, **k: (k and note(f"down on {self.on}"), copy(s, o, **k))[1]
-        )
-
-    @contextmanager
-    def switched(self, stream):
-        before, self.on = self.on, stream.name
-        yield
-        self.on = before
-
-    def stream(self, name):
-        class Stream:
-            def wait_stream(_, other):
-                self.log.append(f"{name} waits for {other.name}")
-
-        Stream.name = name
-        return Stream()
-
-    def event(self):
-        class Event:
-            def record(_):
-                self.log.append(f"mark on {self.on}")
-
-            def synchronize(_):
-                self.log.append("host waits")
-
-        return Event()
-
-
-def test_transfers_run_aside_and_are_waited_for_where_values_are_used(monkeypatch):
-    mask = Mask.from_bool(np.arange(SIZE) % 2 == 0)
-    staging = Staging(CPU, SIZE)
-    staging.up(vector(mask), mask)
-    recorder = Recorder(monkeypatch)
-    staging._stream, staging._moved = recorder.stream("side"), recorder.event()
-    there = staging.up(vector(mask), mask)
-    assert recorder.log == ["host waits", "up on side", "mark on side", "main waits for side", "keep for main"]
-    recorder.log.clear()
-    staging.start(there, mask)
-    assert recorder.log == ["host waits", "side waits for main", "keep for side", "down on side", "mark on side"]
-    recorder.log.clear()
-    staging.finish()
-    assert recorder.log == ["host waits"]
-    staging.free()
-    assert recorder.log == ["host waits", "host waits"]
 
 
 @pytest.mark.usefixtures("tiny_net")
@@ -176,3 +47,21 @@ def test_a_rank_on_the_cpu_has_none(tiny_config):
     learner = Learner(tiny_config(), CPU)
     assert learner.staging is None
     learner.free()
+
+
+@pytest.mark.usefixtures("tiny_net")
+@pytest.mark.parametrize("staged", [True, False])
+def test_a_model_that_arrived_on_the_device_is_the_received_one(tiny_config, staged):
+    learner = Learner(tiny_config(), CPU)
+    size = learner.layout.size
+    if staged:
+        learner.staging = Staging(CPU, size)
+    kept = np.random.default_rng(0).random(size) < 0.4
+    theta = np.where(kept, np.random.default_rng(1).standard_normal(size), 0).astype(np.float32)
+    buffers = np.zeros(learner.layout.buffer_size, np.float32)
+    parcel = Parcel(Mask.from_bool(kept), torch.from_numpy(theta[kept]), buffers)
+    received = learner.receive(parcel)
+    assert received.tobytes() == theta.tobytes()
+    assert parcel.packed().tobytes() == theta[kept].tobytes()
+    learner.load(received, parcel.buffers, parcel.positions)
+    assert learner.read()[0].tobytes() == theta.tobytes()

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,17 @@ def test_any_division_gives_the_same(implementation, raw, cuts):
     for lo, hi in pairwise(ends):
         total = total.combine(values_checksum(values[lo:hi], lo))
     assert total == values_checksum(values) == by_hand(values)
+
+
+@given(st.binary(max_size=400), st.lists(st.integers(0, 100), max_size=4))
+def test_that_of_a_tensor_is_the_same(raw, cuts):
+    values = np.frombuffer(raw[: len(raw) // 4 * 4], np.float32)
+    tensor = torch.from_numpy(values.copy())
+    ends = [0, *sorted(min(cut, values.size) for cut in cuts), values.size]
+    total = Checksum()
+    for lo, hi in pairwise(ends):
+        total = total.combine(values_checksum(tensor[lo:hi], lo))
+    assert total == values_checksum(tensor) == by_hand(values)
 
 
 def test_sum_wraps(implementation):
