@@ -25,10 +25,12 @@ def never() -> None:
     """Do not interrupt."""
 
 
-LOOKS = 16
+LOOKS = 4
 """How often a wait is looked after in the time that it has lasted so far."""
 LIVELY = 5e-4
 """Longest sleep in the middle of an exchange, in seconds."""
+BURST = 32
+"""Looks one after the other, between two sleeps in the middle of an exchange."""
 _kept_alive: list[object] = []
 
 
@@ -46,7 +48,9 @@ class Patience:
 
     For the first ``brisk`` seconds a wait gives up the core between two looks but does not sleep: the next range is
     often that near. It is short, since with more ranks than cores those that look take the core from those that work.
-    From then on a wait sleeps a sixteenth of what it has lasted: it ends at most so much too late.
+    From then on a wait sleeps a quarter of what it has lasted: it ends at most so much too late.
+    ``looks`` is how often it looks before it sleeps again: MPI libraries take a message or two from the others'
+    queues at each look, and what is waited for may stand behind a hundred that came early.
     ``notice`` is told what is waited for at every look, so that a person can be shown. ``interrupt`` is called
     before the work of every client, and may raise ``Stopped``.
     """
@@ -56,18 +60,19 @@ class Patience:
     deadline: float = 7200.0
     notice: Callable[[str], None] = ignore
     brisk: float = 1e-4
+    looks: int = 1
     interrupt: Callable[[], None] = never
 
     @property
     def lively(self) -> "Patience":
         """The same for the middle of an exchange, whose other end may get no further while this one sleeps."""
-        return replace(self, longest=min(self.longest, LIVELY))
+        return replace(self, longest=min(self.longest, LIVELY), looks=BURST)
 
     def until(self, done: Callable[[], bool], what: str | Callable[[], str]) -> None:
         """Return once ``done()`` holds; raise ``RankFailure`` naming ``what`` at the deadline. *Not collective.*"""
         start = time.monotonic()
         brisk, end = start + self.brisk, start + self.deadline
-        while not done():
+        while not any(done() for _ in range(self.looks)):
             now = time.monotonic()
             if now < brisk:
                 os.sched_yield()
