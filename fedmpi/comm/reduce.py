@@ -89,7 +89,8 @@ class Reduce:
         sharded: bool = False,
         nodes: Sequence[int] | None = None,
     ) -> None:
-        self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience.lively, meter
+        self._ranks, self._layout, self._meter = ranks, layout, meter
+        self._patience = patience.lively(hub=ranks.is_server)
         self._cuts = Cuts(layout.size, len(ranks.hosts), segment_bytes)
         self._around = Surroundings(ranks, self._cuts, self._patience, meter)
         self._coding = wire.coding(reference=True)

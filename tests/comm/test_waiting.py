@@ -38,14 +38,14 @@ def test_looks_often_at_first_then_less_and_less_and_then_every_longest(monkeypa
 
 def test_in_the_middle_of_an_exchange_no_sleep_is_long(monkeypatch):
     clock = Clock(monkeypatch)
-    patience = Patience(first=1e-4, longest=5e-3, deadline=9.0).lively
+    patience = Patience(first=1e-4, longest=5e-3, deadline=9.0).lively(hub=True)
     patience.until(lambda: len(clock.naps) == 500, "x")
     assert max(clock.naps) == 5e-4
     assert patience.deadline == 9.0
-    assert Patience(longest=1e-4).lively.longest == 1e-4
+    assert Patience(longest=1e-4).lively(hub=False).longest == 1e-4
 
 
-def test_in_the_middle_of_an_exchange_it_looks_many_times_before_it_sleeps(monkeypatch):
+def test_in_the_middle_of_an_exchange_the_server_looks_many_times_before_it_sleeps(monkeypatch):
     """Each look lets MPI take a message or two; what is waited for comes behind them."""
     clock, looks = Clock(monkeypatch), []
 
@@ -56,9 +56,13 @@ def test_in_the_middle_of_an_exchange_it_looks_many_times_before_it_sleeps(monke
     assert len(clock.naps) == 5
     clock.naps.clear()
     looks.clear()
-    Patience(brisk=0).lively.until(arrives(100), "x")
+    Patience(brisk=0).lively(hub=True).until(arrives(100), "x")
     assert len(clock.naps) == 100 // waiting.BURST
     assert len(looks) == 100  # and none after it has come
+    clock.naps.clear()
+    looks.clear()
+    Patience(brisk=0).lively(hub=False).until(arrives(100), "x")
+    assert len(clock.naps) == 100
 
 
 def test_a_short_wait_never_sleeps(monkeypatch):
