@@ -52,20 +52,17 @@ def plan_arrival(ranks: Ranks, device: torch.device, *, wanted: bool) -> DeviceR
 
 
 def vector(device: torch.device, size: int) -> torch.Tensor:
-    """Return a vector on ``device``, ``float32[size]``, that no work of the device still uses. *Not collective.*
-
-    Torch hands out memory whose last reader may still be under way, for work that queues up behind it. MPI does not
-    queue up.
-    """
+    """Return a vector on ``device``, ``float32[size]``, that no work of the device still uses. *Not collective.*"""
     made = torch.empty(size, dtype=torch.float32, device=device)
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
+    _settle(device)
     return made
 
 
 def arrives(device: torch.device) -> bool:
     """Send this process a message from the host's memory to the device's, and see what comes. *Not collective.*"""
-    sent, there = np.arange(1, TRIED + 1, dtype=np.float32), vector(device, TRIED)
+    sent = np.arange(1, TRIED + 1, dtype=np.float32)
+    there = torch.zeros(TRIED, dtype=torch.float32, device=device)  # new memory may hold what an earlier trial sent
+    _settle(device)
     try:
         request = MPI.COMM_SELF.Irecv([as_bytes(there), MPI.BYTE], 0)
         MPI.COMM_SELF.Send([as_bytes(sent), MPI.BYTE], 0)
@@ -73,3 +70,13 @@ def arrives(device: torch.device) -> bool:
     except MPI.Exception:
         return False
     return there.cpu().numpy().tobytes() == sent.tobytes()
+
+
+def _settle(device: torch.device) -> None:
+    """Wait for the device.
+
+    Torch hands out memory whose last user may still be under way, to work that queues up behind it. MPI does not queue
+    up.
+    """
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
