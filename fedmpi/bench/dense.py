@@ -30,7 +30,7 @@ class Streamed:
 
     def __init__(self, field: Field, plan: str, *, whole: bool) -> None:
         self._field, self.plan, self.theta = field, plan, field.theta
-        self._patience = field.patience.lively(hub=field.ranks.is_server)
+        self._patience = field.patience.lively(field.ranks.size, hub=field.ranks.is_server)
         size = field.layout.size
         self._ranges = ((0, size),) if whole else segments(size, field.segment_bytes or SEGMENT_BYTES)
         step = self._ranges[0][1]

@@ -90,7 +90,7 @@ class Reduce:
         nodes: Sequence[int] | None = None,
     ) -> None:
         self._ranks, self._layout, self._meter = ranks, layout, meter
-        self._patience = patience.lively(hub=ranks.is_server)
+        self._patience = patience.lively(ranks.size, hub=ranks.is_server)
         self._cuts = Cuts(layout.size, len(ranks.hosts), segment_bytes)
         self._around = Surroundings(ranks, self._cuts, self._patience, meter)
         self._coding = wire.coding(reference=True)

@@ -86,7 +86,7 @@ class Scatter:
         device_room: DeviceRoom | None = None,
     ) -> None:
         self._ranks, self._layout, self._patience, self._meter = ranks, layout, patience, meter
-        self._lively = patience.lively(hub=ranks.is_server)
+        self._lively = patience.lively(ranks.size, hub=ranks.is_server)
         self._cuts, self._wire, self._shared = Cuts(layout.size, len(ranks.hosts), segment_bytes), wire, shared
         self._room, self._device_room = room, device_room
 

@@ -30,7 +30,7 @@ LOOKS = 4
 LIVELY = 5e-4
 """Longest sleep in the middle of an exchange, in seconds."""
 BURST = 32
-"""Looks of the server one after the other, between two sleeps in the middle of an exchange."""
+"""Most looks one after the other, between two sleeps in the middle of an exchange."""
 _kept_alive: list[object] = []
 
 
@@ -63,12 +63,15 @@ class Patience:
     looks: int = 1
     interrupt: Callable[[], None] = never
 
-    def lively(self, *, hub: bool) -> "Patience":
+    def lively(self, ranks: int, *, hub: bool) -> "Patience":
         """Return the same for the middle of an exchange, whose other end may get no further while this one sleeps.
 
-        ``hub``: for the one rank that hears from all; should all look so often, there would be no core left to work.
+        ``hub`` is for the one rank that hears from all. With many more ``ranks`` than cores the others look once:
+        should all look often, there would be no core left to work.
         """
-        return replace(self, longest=min(self.longest, LIVELY), looks=BURST if hub else 1)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # not everywhere
+        looks = BURST if hub else max(1, min(BURST, BURST * cores // ranks))
+        return replace(self, longest=min(self.longest, LIVELY), looks=looks)
 
     def until(self, done: Callable[[], bool], what: str | Callable[[], str]) -> None:
         """Return once ``done()`` holds; raise ``RankFailure`` naming ``what`` at the deadline. *Not collective.*"""

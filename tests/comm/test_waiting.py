@@ -38,11 +38,11 @@ def test_looks_often_at_first_then_less_and_less_and_then_every_longest(monkeypa
 
 def test_in_the_middle_of_an_exchange_no_sleep_is_long(monkeypatch):
     clock = Clock(monkeypatch)
-    patience = Patience(first=1e-4, longest=5e-3, deadline=9.0).lively(hub=True)
+    patience = Patience(first=1e-4, longest=5e-3, deadline=9.0).lively(9, hub=True)
     patience.until(lambda: len(clock.naps) == 500, "x")
     assert max(clock.naps) == 5e-4
     assert patience.deadline == 9.0
-    assert Patience(longest=1e-4).lively(hub=False).longest == 1e-4
+    assert Patience(longest=1e-4).lively(9, hub=False).longest == 1e-4
 
 
 def test_in_the_middle_of_an_exchange_the_server_looks_many_times_before_it_sleeps(monkeypatch):
@@ -56,13 +56,17 @@ def test_in_the_middle_of_an_exchange_the_server_looks_many_times_before_it_slee
     assert len(clock.naps) == 5
     clock.naps.clear()
     looks.clear()
-    Patience(brisk=0).lively(hub=True).until(arrives(100), "x")
+    Patience(brisk=0).lively(9, hub=True).until(arrives(100), "x")
     assert len(clock.naps) == 100 // waiting.BURST
     assert len(looks) == 100  # and none after it has come
-    clock.naps.clear()
-    looks.clear()
-    Patience(brisk=0).lively(hub=False).until(arrives(100), "x")
-    assert len(clock.naps) == 100
+
+
+@pytest.mark.parametrize(("ranks", "cores", "looks"), [(2, 2, 32), (9, 2, 7), (9, 64, 32), (64, 2, 1), (1000, 2, 1)])
+def test_the_more_ranks_share_a_core_the_less_often_each_looks(monkeypatch, ranks, cores, looks):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert Patience().lively(ranks, hub=False).looks == looks
+    assert Patience().lively(ranks, hub=True).looks == waiting.BURST
+    assert Patience().looks == 1  # where the wait may be long
 
 
 def test_a_short_wait_never_sleeps(monkeypatch):

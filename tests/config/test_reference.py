@@ -41,7 +41,7 @@ def test_rows_say_type_default_unit_and_source():
     assert "| `root` | path or null | `null` |" in page
     assert "| `momentum` | number at least 0 and less than 1 | `0.2` | share |" in page
     assert page.count("output only |") == 10
-    assert page.count("may change on resuming |") == 6
+    assert page.count("may change on resuming |") == 8
 
 
 def test_python_dash_m_prints_the_page():
