@@ -11,7 +11,7 @@ import torch
 from mpi4py import MPI
 
 from fedmpi.bench.cases import Values, draw_mask, draw_values
-from fedmpi.bench.records import Record, cell, milliseconds
+from fedmpi.bench.records import Record, speed
 from fedmpi.bench.timing import Times, interleaved, middle, ratio
 from fedmpi.comm.device_memory import takes_device_memory, vector
 from fedmpi.comm.parcels import as_bytes
@@ -109,18 +109,5 @@ def _records(case: Case, times: Times) -> Iterator[Record]:
 
 def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """Return the table, heads first."""
-    return [
-        ("operation", "how", "density", "time", "MB", "GB/s", "/ first"),
-        *(
-            (
-                r.name,
-                r.plan,
-                f"{r.density:.3g}",
-                milliseconds(r.seconds or 0),
-                cell((r.bytes or 0) / 1e6, 1),
-                cell((r.bytes or 0) / 1e9 / r.seconds if r.seconds else None, 2),
-                cell(r.ratio_to_dense, 2),
-            )
-            for r in records
-        ),
-    ]
+    heads = ("operation", "how", "density", "time", "MB", "GB/s", "/ first")
+    return [heads, *((r.name, r.plan, f"{r.density:.3g}", *speed(r)) for r in records)]

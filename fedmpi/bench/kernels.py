@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedmpi.bench.cases import Values, draw_mask, draw_values
-from fedmpi.bench.records import Record, cell, milliseconds
+from fedmpi.bench.records import Record, speed
 from fedmpi.bench.timing import Times, interleaved, middle, ratio
 from fedmpi.sparse.backend import implementations
 from fedmpi.sparse.kernels import operand
@@ -123,18 +123,5 @@ def _record(case: Case, name: str, plan: str, times: list[float], base: list[flo
 
 def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """Return the table, heads first."""
-    return [
-        ("operation", "by", "density", "CPU time", "MB", "GB/s", "/ dense"),
-        *(
-            (
-                record.name,
-                record.plan,
-                f"{record.density:g}",
-                milliseconds(record.seconds or 0),
-                cell((record.bytes or 0) / 1e6, 1),
-                cell((record.bytes or 0) / 1e9 / record.seconds if record.seconds else None, 2),
-                cell(record.ratio_to_dense, 2),
-            )
-            for record in records
-        ),
-    ]
+    heads = ("operation", "by", "density", "CPU time", "MB", "GB/s", "/ dense")
+    return [heads, *((r.name, r.plan, f"{r.density:g}", *speed(r)) for r in records)]

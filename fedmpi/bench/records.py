@@ -92,3 +92,10 @@ def milliseconds(seconds: float) -> str:
 def cell(value: float | None, digits: int) -> str:
     """Return a number with so many digits, ``--`` when there is none."""
     return "--" if value is None else f"{value:.{digits}f}"
+
+
+def speed(record: Record) -> tuple[str, str, str, str]:
+    """Return time, megabytes, gigabytes a second and ratio as cells."""
+    size, seconds = record.bytes or 0, record.seconds or 0
+    rate = size / 1e9 / seconds if seconds else None
+    return milliseconds(seconds), cell(size / 1e6, 1), cell(rate, 2), cell(record.ratio_to_dense, 2)
