@@ -54,7 +54,8 @@ def main(size: int, clients: int, rounds: int) -> None:
     cores = os.cpu_count() or 1
     resources = {"client_resources": {"num_cpus": cores / clients}, "init_args": {"num_cpus": cores}}
     run_simulation(server, client, clients, backend_config=resources)
-    sys.stdout.write(json.dumps([b - a for a, b in zip(begun, ended, strict=True)]) + "\n")
+    times = [b - a for a, b in zip(begun, ended, strict=True)]
+    sys.stdout.write(f"seconds: {json.dumps(times)}\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,10 +102,11 @@ def _own(size: int, clients: int, limit: float) -> list[Record]:
 
 
 def _times(python: Path, argv: list[str], clients: int, limit: float, *, needs_mpi: bool) -> list[float]:
+    """Return the seconds that a script printed; other ranks may have written into the same line."""
     out = _run([*(_mpirun(python, clients) if needs_mpi else []), str(python), *argv], limit)
-    lines = [line for line in out.splitlines() if line.startswith("[") and line.endswith("]")]
+    found = re.findall(r"seconds: (\[[^]]*\])", out)
     try:
-        times: list[float] = json.loads(lines[-1])
+        times: list[float] = json.loads(found[-1])
     except (IndexError, ValueError):
         raise NoResultError("it printed no times") from None
     return times

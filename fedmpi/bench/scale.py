@@ -11,7 +11,7 @@ import torch
 
 from fedmpi.bench.dense import Streamed
 from fedmpi.bench.field import Field, Way, nodes_of
-from fedmpi.bench.records import Record, milliseconds
+from fedmpi.bench.records import Record, cell, milliseconds
 from fedmpi.bench.sparse import Shared, Sparse
 from fedmpi.comm import SERVER, Patience, Ranks, check_one_world, check_same
 from fedmpi.errors import LaunchError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FEWEST = 8
 BEYOND = (128, 256, 512)
 """Numbers of clients for which the straight line through the measured ones is printed."""
+MODELLED = 3
+"""From how many numbers of clients on."""
 NAMES = ("server CPU", "wall")
 
 
@@ -107,14 +109,20 @@ def _timed(field: Field, ways: list[Way], repeats: int) -> Iterator[Record]:
 def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """Return the table, heads first: a row for each plan, a column for each number of clients, and a model beyond."""
     counts = sorted({r.bytes for r in records if r.bytes is not None})
-    beyond = BEYOND if len(counts) > 1 else ()
+    beyond = BEYOND if len(counts) >= MODELLED else ()
     heads = [*(f"{count} clients" for count in counts), *(f"model: {count}" for count in beyond)]
     table: list[tuple[str, ...]] = [("uplink", "plan", "density", *heads)]
     for name in NAMES:
         for plan, density in dict.fromkeys((r.plan, r.density) for r in records):
             found = {r.bytes: r.seconds or 0.0 for r in records if (r.name, r.plan, r.density) == (name, plan, density)}
             seconds = [found[count] for count in counts]
-            line = np.polynomial.Polynomial.fit(counts, seconds, 1) if beyond else None
-            model = [] if line is None else [milliseconds(float(line(count))) for count in beyond]
-            table.append((name, plan, f"{density:g}", *map(milliseconds, seconds), *model))
+            table.append((name, plan, f"{density:g}", *map(milliseconds, seconds), *_model(counts, seconds, beyond)))
     return table
+
+
+def _model(counts: Sequence[int], seconds: Sequence[float], beyond: Sequence[int]) -> Iterator[str]:
+    """Yield the cells of the straight line through what was measured; where it falls, it says nothing."""
+    if beyond:
+        line = np.polynomial.Polynomial.fit(counts, seconds, 1)
+        rises = line.deriv()(0.0) > 0
+        yield from (milliseconds(float(line(count))) if rises else cell(None, 0) for count in beyond)

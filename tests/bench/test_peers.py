@@ -32,7 +32,8 @@ def test_records(tmp_path, monkeypatch):
     """The first round is left out, and the ratio is over fedmpi's dense exchange by messages."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\ncase "$*" in *version*flwr*) echo 1.2.3; exit;; *version*) exit 1;; esac\n'
-                      f'echo noise; echo "[9.0, 2.0, 4.0]"; exec {sys.executable} -c ""\n')  # fmt: skip
+                      'echo "[half a line of a log seconds: [9.0, 2.0, 4.0]"; echo "[1, 1]"\n'
+                      f'exec {sys.executable} -c ""\n')  # fmt: skip
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     times = {("shared memory", 1.0): 0.25, ("messages", 0.3): 0.15, ("messages", 1.0): 0.5}
     own = [Record("exchange", "exchange", d, plan, "raw", s, 7, 1.0) for (plan, d), s in times.items()]
