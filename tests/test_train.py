@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from fedmpi.config import load_config
 from fedmpi.console import View
 from fedmpi.errors import ConfigError, DataError, DeviceError, LaunchError, TrainingError
+from fedmpi.pruning import Decision
 from fedmpi.record import open_run
 from fedmpi.reid.datasets import load_client
 from fedmpi.reid.features import Viewing
@@ -191,8 +192,9 @@ class TestModels:
 
 class TestBytes:
     def test_a_dense_run_sends_what_dense_costs(self, run):
-        folder = run("pruning.enabled=false", "crr.enabled=false")
+        folder = run("pruning.enabled=false")  # CRR is on, but there is nothing that it could give back
         with open_run(folder) as record:
+            assert set(np.unique(record["clients/crr_decision"][...])) == {Decision.OFF}
             messages = record.messages
             assert set(messages["direction"]) == {b"down", b"up", b"eval"}
             np.testing.assert_array_equal(messages["bytes"], messages["dense_bytes"])
@@ -206,7 +208,7 @@ class TestBytes:
         assert load_summary(folder)["saved"] == 0.0
 
     def test_dense_equivalents_of_a_pruned_run_are_the_bytes_of_the_dense_run(self, run):
-        dense = run("pruning.enabled=false", "crr.enabled=false")
+        dense = run("pruning.enabled=false")
         pruned = run("crr.tau1=1")
         with open_run(dense) as a, open_run(pruned) as b:
             for direction in (b"up", b"down"):

@@ -152,7 +152,9 @@ class CrrConfig(Section):
     """
 
     enabled: Switch = key(
-        default=True, description="Switch for ablation; off = every pruning step is accepted.", source="FedKLPR v1"
+        default=True,
+        description="Switch for ablation; off = every pruning step is accepted. Recovers nothing where pruning is off.",
+        source="FedKLPR v1",
     )
     probe: Literal["pseudo", "loss", "test"] = key(
         "pseudo",

@@ -91,7 +91,8 @@ class Gradual(Dense):
 
     def __init__(self, pruning: PruningConfig, crr: CrrConfig, sas: SasConfig) -> None:
         self._pruning, self._crr = pruning, crr
-        self.probes = self.recovers = crr.enabled
+        self.probes = crr.enabled
+        self.recovers = crr.enabled and pruning.enabled  # what was never pruned cannot be given back
         self.skips = sas.enabled
 
     def finish(self, site: Site, theta: Theta, buffers: Theta, kept: Kept, early: Kept | None) -> Kept:  # noqa: ARG002
