@@ -56,7 +56,7 @@ class Patience:
     """
 
     first: float = 50e-6
-    longest: float = 5e-3
+    longest: float = 1e-2
     deadline: float = 7200.0
     notice: Callable[[str], None] = ignore
     brisk: float = 1e-4
